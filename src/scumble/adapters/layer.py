@@ -1,0 +1,106 @@
+"""One wrapper for every adapted layer, whatever is attached to it."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from scumble.adapters.base import Adapter, LayerSpec
+
+
+class AdaptedLayer(nn.Module):
+    """A frozen Linear or Conv2d with any number of named adapters, each at its own strength.
+
+    The wrapped layer is the very object that was in the model: taking the wrapper off puts it
+    back untouched.
+
+    Args:
+        base: the layer to wrap.
+    """
+
+    def __init__(self, base: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        self.base = base
+        self.spec = LayerSpec.of(base)
+        self.adapters = nn.ModuleList()
+        self.names: list[str] = []
+        self.strengths: dict[str, float] = {}
+        self._original: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The wrapped layer's weight, for code that inspects it."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The wrapped layer's bias, for code that inspects it."""
+        return self.base.bias
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the adapters are written into the weight at present."""
+        return self._original is not None
+
+    def add(self, name: str, adapter: Adapter, strength: float = 1.0) -> None:
+        """Attach an adapter under a name that is still free."""
+        if name in self.names:
+            raise ValueError(f"an adapter named '{name}' is already attached")
+        self.unmerge()
+        self.names.append(name)
+        self.adapters.append(adapter.to(self.base.weight.device))
+        self.strengths[name] = strength
+
+    def remove(self, name: str) -> None:
+        """Take one adapter off again."""
+        self.unmerge()
+        index = self.names.index(name)
+        del self.adapters[index], self.names[index], self.strengths[name]
+
+    def get(self, name: str) -> Adapter:
+        """The adapter of that name."""
+        return cast(Adapter, self.adapters[self.names.index(name)])
+
+    def active(self) -> list[tuple[Adapter, float]]:
+        """The adapters whose strength is not zero, with it, in the order they were added."""
+        pairs = zip(self.adapters, (self.strengths[name] for name in self.names), strict=True)
+        return [(cast(Adapter, adapter), strength) for adapter, strength in pairs if strength]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output with every adapter's change in it."""
+        if self.is_merged:
+            return cast(Tensor, self.base(x))
+        weight: Tensor | None = None
+        changes: list[Tensor] = []
+        for adapter, strength in self.active():
+            change = adapter.branch(x)
+            if change is None:
+                start = self.base.weight.float() if weight is None else weight
+                weight = adapter.merged(start, strength)
+            else:
+                changes.append(change if strength == 1 else change * strength)
+        if weight is None:
+            y = cast(Tensor, self.base(x))
+        else:
+            y = self.spec.apply(x, weight.to(x.dtype), self.base.bias)
+        for change in changes:
+            y = y + change
+        return y
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Write the adapters into the weight: summed in fp32, rounded once."""
+        if self.is_merged or not self.active():
+            return
+        weight = self.base.weight.float()
+        for adapter, strength in self.active():
+            weight = adapter.merged(weight, strength)
+        self._original = self.base.weight.detach().clone()
+        self.base.weight.copy_(weight)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the kept original back, bit for bit (subtracting would drift)."""
+        if self._original is not None:
+            self.base.weight.copy_(self._original)
+            self._original = None

@@ -1,0 +1,101 @@
+"""From the configuration classes to command-line flags, with a file underneath."""
+
+from collections.abc import Sequence
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from typing import Any, cast, get_type_hints
+
+import tyro
+
+from scumble.config.files import read_config_file
+from scumble.errors import UserError
+
+
+def parse_flags(
+    groups: Sequence[type], arguments: Sequence[str], program: str, description: str
+) -> dict[str, Any]:
+    """Read flags of several configuration classes, shown as groups in the help.
+
+    `--config FILE` gives values that the command line overrides.
+
+    Args:
+        groups: dataclasses whose fields are the flags.
+        arguments: the words after the verb.
+        program: shown in the help, such as "scumble generate".
+        description: first line of the help.
+
+    Returns:
+        Field name -> value.
+
+    Raises:
+        UserError: the file is bad.
+        SystemExit: bad flags (after tyro has said what is wrong), or --help.
+    """
+    rest, settings = _take_config(list(arguments), groups)
+    members = [(_group_name(group), group, _with_file(group, settings)) for group in groups]
+    grouped = make_dataclass("Flags", members)
+    grouped.__doc__ = f"{description}\n\nA file with the same names as keys: --config FILE.toml."
+    parsed = tyro.cli(
+        grouped,
+        args=rest,
+        prog=program,
+        use_underscores=True,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    parts = [getattr(parsed, item.name) for item in fields(cast(Any, parsed))]
+    return {item.name: getattr(part, item.name) for part in parts for item in fields(part)}
+
+
+def _take_config(arguments: list[str], groups: Sequence[type]) -> tuple[list[str], dict[str, Any]]:
+    rest: list[str] = []
+    settings: dict[str, Any] = {}
+    known = [item.name for group in groups for item in fields(group)]
+    words = iter(arguments)
+    for word in words:
+        if word != "--config" and not word.startswith("--config="):
+            rest.append(word)
+            continue
+        path = word.partition("=")[2] or next(words, "")
+        if not path:
+            raise UserError("--config needs a file behind it")
+        settings |= read_config_file(path, known)
+    return rest, settings
+
+
+def _with_file(group: type, settings: dict[str, Any]) -> Any:
+    """A field whose default is the group filled from the file; what lacks stays required."""
+    hints = get_type_hints(group)
+    values = {}
+    for item in fields(group):
+        if item.name in settings:
+            values[item.name] = _checked(item.name, settings[item.name], hints[item.name])
+        elif item.default is MISSING and item.default_factory is MISSING:
+            values[item.name] = tyro.MISSING
+    instance = object.__new__(group)
+    for item in fields(group):
+        object.__setattr__(instance, item.name, values.get(item.name, item.default))
+    return field(default_factory=lambda: instance)
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """A file's value in the type of its field.
+
+    Raises:
+        UserError: it has another type.
+    """
+    if isinstance(value, list):
+        value = tuple(value)
+    try:
+        words = [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
+        if hint is bool and isinstance(value, bool):
+            return value
+        return tyro.cli(hint, args=words, console_outputs=False, prog=name)
+    except SystemExit:
+        kind = getattr(hint, "__name__", str(hint)).replace("typing.", "")
+        raise UserError(
+            f"'{name}' in the configuration file must be {kind}, not {value!r}"
+        ) from None
+
+
+def _group_name(group: type) -> str:
+    assert is_dataclass(group)
+    return (group.__doc__ or group.__name__).strip().lower().replace(" ", "_")

@@ -1,0 +1,91 @@
+"""The `scumble` command: finds the verb, runs it, and turns user errors into one clear line."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from scumble.errors import Stopped, UserError
+
+VERBS = {
+    "train": "teach a base model from your own pictures",
+    "generate": "draw pictures, with adapters on top of a base model",
+    "demo": "teach the built-in base a style and show before and after",
+}
+"""Verb -> what it does. Each lives in the module of its name."""
+
+EXIT_USER_ERROR, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and exit: 0 done, 1 a user's error, 2 bad usage, 130 interrupted."""
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line.
+
+    Args:
+        arguments: without the program's name.
+
+    Returns:
+        The exit code.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _write(_help())
+        return 0 if arguments else EXIT_USAGE
+    if arguments[0] in ("-V", "--version", "version"):
+        from scumble import __version__
+
+        _write(f"scumble {__version__}")
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"Did you mean '{close[0]}'?" if close else "scumble --help lists the verbs."
+        return _fail(f"there is no verb '{verb}'\n  {hint}", EXIT_USAGE)
+    _quiet_libraries()
+    command: Callable[[Sequence[str]], None] = import_module(f"scumble.cli.{verb}").main
+    try:
+        command(arguments[1:])
+    except UserError as error:
+        return _fail(str(error), EXIT_USER_ERROR)
+    except Stopped as stopped:
+        _write(str(stopped))
+        return EXIT_STOPPED
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was encoded so far stays in the cache", EXIT_STOPPED)
+    return 0
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:10} {purpose}" for verb, purpose in VERBS.items())
+    return (
+        "scumble teaches Stable Diffusion from your own pictures, and draws with the result.\n\n"
+        f"usage: scumble VERB ...\n\n{verbs}\n\n"
+        "First steps:\n"
+        "  scumble demo\n"
+        "  scumble train text_to_image --pretrained_model_name_or_path BASE "
+        "--train_data_dir FOLDER --output_dir OUT\n"
+        '  scumble generate --adapter OUT --prompt "..."\n\n'
+        "scumble VERB --help explains every option."
+    )
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' own chatter below ours, unless the user asked for it."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _fail(text: str, code: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.write(f"scumble: {text}\n")
+    return code

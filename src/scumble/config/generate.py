@@ -1,0 +1,60 @@
+"""The configuration of `scumble generate`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scumble.errors import UserError
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """Draw pictures, with adapters on top of a base model."""
+
+    prompt: tuple[str, ...]
+    """What to draw; several prompts draw one row each."""
+    negative_prompt: str = ""
+    """What to steer away from."""
+    adapter: tuple[str, ...] = ()
+    """Adapter file or the output folder of a training run, with :strength behind it if it should
+    not act at 1.0, as in pokemon:0.7. Several blend."""
+    pretrained_model_name_or_path: str | None = None
+    """The base model; the one that the first adapter was trained on if not given."""
+    revision: str | None = None
+    """Branch, tag or commit of the base on the Hub."""
+    variant: str | None = None
+    """Weight variant of the base, such as fp16."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What the base predicts, where its own setting is wrong or missing."""
+    cache_dir: str | None = None
+    """Where downloaded models are kept."""
+    output: str = "generated"
+    """Folder for the pictures; existing files are kept, new ones get the next numbers."""
+    num_images: int = 1
+    """Pictures per prompt; their seeds are seed, seed + 1, ..."""
+    seed: int = 0
+    """The same seed draws the same picture."""
+    num_inference_steps: int = 25
+    """Denoising steps of DPM-Solver++; more than 30 rarely shows."""
+    guidance_scale: float = 7.5
+    """How closely to follow the prompt; 1 turns guidance off."""
+    height: int | None = None
+    """Height in pixels; the base's own size if not given."""
+    width: int | None = None
+    """Width in pixels; the base's own size if not given."""
+    compare: bool = False
+    """Draw each picture without the adapters too, side by side."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Number format of the base; fp16 on CUDA and fp32 elsewhere if not given."""
+
+    def __post_init__(self) -> None:
+        self.prompt, self.adapter = tuple(self.prompt), tuple(self.adapter)
+        if not self.prompt:
+            raise UserError("there is no prompt", "Say what to draw: --prompt 'a red fox'.")
+        for name in ("num_images", "num_inference_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if self.pretrained_model_name_or_path is None and not self.adapter:
+            raise UserError(
+                "neither a base model nor an adapter is named",
+                "Give --adapter FOLDER, or --pretrained_model_name_or_path scumble-tiny.",
+            )

@@ -1,0 +1,40 @@
+"""What the user sees while work goes on: plain lines and progress bars, from one process only."""
+
+import os
+import sys
+from typing import Any
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that speaks, of those a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """Print a line, above any progress bar."""
+    if is_main_process():
+        from tqdm import tqdm
+
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def progress(total: int | None, label: str, *, start: int = 0, unit: str = "it") -> Any:
+    """Open a progress bar with time left; use it as a context manager.
+
+    Args:
+        total: how many updates are to come in all; None if that is not known.
+        label: what is being done.
+        start: how many are done already.
+        unit: what is counted.
+    """
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total,
+        desc=label,
+        initial=start,
+        unit=unit,
+        dynamic_ncols=True,
+        disable=not is_main_process(),
+    )

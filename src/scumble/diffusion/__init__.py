@@ -1,0 +1,1 @@
+"""The maths of diffusion training: schedules, objectives, timesteps, loss weights. Torch only."""

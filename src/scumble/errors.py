@@ -1,0 +1,25 @@
+"""Errors that are the user's to fix: shown as one clear line, never as a traceback."""
+
+
+class UserError(Exception):
+    """Something the user can put right: what is wrong, and what to do about it.
+
+    The command line and the web page print it without a traceback and exit with code 1.
+
+    Args:
+        message: what is wrong, naming the file, flag or key.
+        hint: what to do next, as a sentence.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message}\n  {hint}" if hint else message)
+        self.message = message
+        self.hint = hint
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The user asked the work to stop, and it did so in good order.
+
+    Args:
+        message: where it stopped, what was saved, and how to go on.
+    """

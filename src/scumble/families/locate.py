@@ -1,0 +1,140 @@
+"""Find what a base model's name means: the built-in one, a folder, a single file, a Hub id."""
+
+import json
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+from scumble.errors import UserError
+
+BUILT_IN = {"scumble-tiny": "tiny"}
+"""Name of a base that ships with the package -> its folder under assets/."""
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model that was found, its weights not yet read.
+
+    Args:
+        name: as the user named it.
+        location: folder, checkpoint file or Hub id, as diffusers' from_pretrained takes it.
+        pipeline_class: diffusers pipeline class of the base.
+        revision: Hub revision, or None for the main one.
+        variant: "fp16" picks the weight files of that variant.
+        prediction_type: what the user says it predicts; None trusts the base's own setting.
+        cache_dir: where downloads are kept; None is the Hub's own place.
+    """
+
+    name: str
+    location: str
+    pipeline_class: str
+    revision: str | None = None
+    variant: str | None = None
+    prediction_type: str | None = None
+    cache_dir: str | None = None
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether it is one file in the original Stable Diffusion layout."""
+        return self.location.endswith(CHECKPOINT_SUFFIXES)
+
+    @property
+    def public_name(self) -> str:
+        """A name that may be shared: a local path is cut to its last part."""
+        return Path(self.name).name if self._is_local else self.name
+
+    @property
+    def _is_local(self) -> bool:
+        return Path(self.location).exists()
+
+    def config(self, component: str, file_name: str = "config.json") -> dict[str, Any]:
+        """Read one component's configuration.
+
+        Raises:
+            UserError: the base lacks the component.
+        """
+        if self._is_local:
+            path = Path(self.location) / component / file_name
+            if not path.is_file():
+                raise UserError(
+                    f"the base model {self.name} lacks {component}/{file_name}",
+                    "It is not a complete model in diffusers' layout.",
+                )
+        else:
+            path = self._download(f"{component}/{file_name}")
+        return cast(dict[str, Any], json.loads(path.read_text("utf-8")))
+
+    def _download(self, file_name: str) -> Path:
+        return _hub_file(self.location, file_name, self.revision, self.cache_dir)
+
+
+def locate(
+    name: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    prediction_type: str | None = None,
+    cache_dir: str | None = None,
+) -> BaseModel:
+    """Find a base model.
+
+    Args:
+        name: "scumble-tiny", a folder in diffusers' layout, a `.safetensors` or `.ckpt` checkpoint,
+            or a Hub id ("user/name").
+        revision: Hub revision.
+        variant: weight variant such as "fp16".
+        prediction_type: overrides the base's own setting.
+        cache_dir: where downloads are kept.
+
+    Raises:
+        UserError: nothing is there, or it is no base model.
+    """
+    if name in BUILT_IN:
+        location = str(files("scumble") / "assets" / BUILT_IN[name])
+    else:
+        location = str(Path(name).expanduser())
+    path = Path(location)
+    if path.is_dir():
+        pipeline_class = _pipeline_class(path / "model_index.json", name)
+    elif path.is_file() and location.endswith(CHECKPOINT_SUFFIXES):
+        pipeline_class = "StableDiffusionPipeline"
+    elif path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(
+            f"there is no base model at '{name}'",
+            "Give a folder in diffusers' layout, a .safetensors checkpoint, a Hub id such as "
+            "stable-diffusion-v1-5/stable-diffusion-v1-5, or scumble-tiny.",
+        )
+    else:
+        location = name
+        index = _hub_file(name, "model_index.json", revision, cache_dir)
+        pipeline_class = _pipeline_class(index, name)
+    return BaseModel(name, location, pipeline_class, revision, variant, prediction_type, cache_dir)
+
+
+def _pipeline_class(index: Path, name: str) -> str:
+    if not index.is_file():
+        raise UserError(
+            f"the folder {name} holds no model_index.json, so it is no base model",
+            "Give the folder that has model_index.json in it.",
+        )
+    try:
+        return str(json.loads(index.read_text("utf-8"))["_class_name"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index} is damaged ({error})", "Fetch the model again.") from error
+
+
+def _hub_file(repo_id: str, file_name: str, revision: str | None, cache_dir: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo_id, file_name, revision=revision, cache_dir=cache_dir))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot get {file_name} of '{repo_id}', neither a local path nor reachable on the Hub",
+            f"Check the spelling, the network, and access to the model ({reason}).",
+        ) from error

@@ -1,0 +1,205 @@
+"""Stable Diffusion in one file: the original checkpoint layout, read part by part, offline.
+
+The file holds weights alone. Configurations of versions 1 and 2 ship with this package; the
+tokenizer's vocabulary, which the file lacks, is looked for in the places a user may have it.
+"""
+
+import gzip
+import json
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from scumble.errors import UserError
+
+PREFIXES = {
+    "unet": ("model.diffusion_model.",),
+    "vae": ("first_stage_model.",),
+    "text_encoder": ("cond_stage_model.",),
+}
+"""Component -> beginnings of its keys in the original layout."""
+
+VERSION_KEYS = {
+    "sd1": "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
+    "sd2": "cond_stage_model.model.token_embedding.weight",
+}
+"""Version -> a key that only its checkpoints have."""
+
+TOKENIZER_REPO = "openai/clip-vit-large-patch14"
+VOCABULARY_PACKAGE = "openai-clip"
+
+
+def config(path: str, component: str) -> dict[str, Any]:
+    """The configuration of one component, for the version that the file holds."""
+    source = files("scumble") / "assets" / "single_file" / _version(path) / f"{component}.json"
+    return cast(dict[str, Any], json.loads(source.read_text("utf-8")))
+
+
+def load_component(path: str, component: str, dtype: torch.dtype) -> torch.nn.Module:
+    """Build one component and fill it from the file, straight into `dtype`.
+
+    Args:
+        path: a `.safetensors` or `.ckpt` checkpoint.
+        component: "unet", "vae" or "text_encoder".
+        dtype: of the weights.
+
+    Raises:
+        UserError: the file cannot be read or does not fit.
+    """
+    from accelerate import init_empty_weights
+
+    tensors = _read(path, PREFIXES[component])
+    settings = config(path, component)
+    with init_empty_weights():
+        module = _build(component, settings)
+    converted = _convert(component, tensors, settings, module)
+    converted = {key: tensor.to(dtype) for key, tensor in converted.items()}
+    missing, unexpected = module.load_state_dict(converted, strict=False, assign=True)
+    if missing or unexpected:
+        odd = (missing or unexpected)[0]
+        raise UserError(
+            f"the {component} in {path} does not fit Stable Diffusion {_version(path)[2:]}: "
+            f"{'lacks' if missing else 'has no place for'} '{odd}'",
+            "It may be a checkpoint of another family, or a pruned one.",
+        )
+    return module
+
+
+def load_tokenizer(path: str) -> Any:
+    """Find CLIP's tokenizer: beside the file, in the Hub's cache, or in an installed package.
+
+    Raises:
+        UserError: it is nowhere, with the ways to get it.
+    """
+    from transformers import CLIPTokenizer
+
+    pad = "!" if _version(path) == "sd2" else "<|endoftext|>"
+    beside = Path(path).with_name("tokenizer")
+    if beside.is_dir():
+        return CLIPTokenizer.from_pretrained(str(beside))
+    try:
+        return CLIPTokenizer.from_pretrained(TOKENIZER_REPO, pad_token=pad, local_files_only=True)
+    except (OSError, ValueError):
+        merges = _packaged_merges()
+    if merges is None:
+        try:
+            return CLIPTokenizer.from_pretrained(TOKENIZER_REPO, pad_token=pad)
+        except Exception as error:
+            raise UserError(
+                f"{path} holds no tokenizer, and CLIP's vocabulary is not on this machine",
+                "Run: pip install 'scumble[single_file]', or put the base's tokenizer folder "
+                "beside the file.",
+            ) from error
+    vocab = _vocabulary(merges)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77, pad_token=pad)
+
+
+@cache
+def _version(path: str) -> str:
+    keys = _keys(path)
+    for version, key in VERSION_KEYS.items():
+        if key in keys:
+            return version
+    raise UserError(
+        f"{path} is no Stable Diffusion 1.x or 2.x checkpoint",
+        "Give the whole base model; a LoRA, a VAE or another family's file cannot be the base.",
+    )
+
+
+def _keys(path: str) -> set[str]:
+    if path.endswith(".ckpt"):
+        return set(_load_pickle(path))
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable checkpoint ({error})") from error
+
+
+def _read(path: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    if path.endswith(".ckpt"):
+        content = _load_pickle(path)
+        return {key: content[key] for key in content if key.startswith(prefixes)}
+    import safetensors
+
+    with safetensors.safe_open(path, framework="pt") as file:
+        names = [key for key in file.keys() if key.startswith(prefixes)]  # noqa: SIM118
+        return {key: file.get_tensor(key) for key in names}
+
+
+def _load_pickle(path: str) -> dict[str, Tensor]:
+    # weights_only: a pickle may otherwise run any code; mmap: parts come in as they are read.
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as plain weights ({str(error).strip().splitlines()[0]})",
+            "A checkpoint that holds anything but tensors is refused, because it could run code. "
+            "Use the .safetensors form of the model.",
+        ) from error
+    return cast(dict[str, Tensor], content.get("state_dict", content))
+
+
+def _build(component: str, settings: dict[str, Any]) -> torch.nn.Module:
+    if component == "text_encoder":
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        return CLIPTextModel(CLIPTextConfig(**settings))
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    cls = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[component]
+    return cast(torch.nn.Module, cls.from_config(settings))
+
+
+def _convert(
+    component: str, tensors: dict[str, Tensor], settings: dict[str, Any], module: torch.nn.Module
+) -> dict[str, Tensor]:
+    """Rename original keys to diffusers', by diffusers' own converters."""
+    from diffusers.loaders import single_file_utils as converters
+
+    converted: dict[str, Tensor]
+    if component == "unet":
+        converted = converters.convert_ldm_unet_checkpoint(tensors, dict(settings))
+    elif component == "vae":
+        converted = converters.convert_ldm_vae_checkpoint(tensors, dict(settings))
+    else:
+        if VERSION_KEYS["sd2"] in tensors:
+            converted = converters.convert_open_clip_checkpoint(module, tensors)
+        else:
+            converted = converters.convert_ldm_clip_checkpoint(tensors)
+        expected = set(module.state_dict())
+        converted = {
+            key if key in expected else key.removeprefix("text_model."): tensor
+            for key, tensor in converted.items()
+            if not key.endswith("position_ids")
+        }
+    return converted
+
+
+def _packaged_merges() -> list[tuple[str, str]] | None:
+    """CLIP's merge rules from an installed distribution that carries them as data."""
+    try:
+        source = distribution(VOCABULARY_PACKAGE).locate_file("clip/bpe_simple_vocab_16e6.txt.gz")
+        text = gzip.decompress(Path(str(source)).read_bytes()).decode("utf-8")
+    except (PackageNotFoundError, OSError):
+        return None
+    # CLIP uses the first 48,894 rules after the header line: 49,408 tokens in all.
+    lines = text.split("\n")[1 : 49408 - 512 - 2 + 1]
+    return [(first, second) for first, second in (line.split() for line in lines)]
+
+
+def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    characters = [chr(byte) for byte in printable]
+    characters += [chr(256 + position) for position in range(len(hidden))]
+    tokens = characters + [character + "</w>" for character in characters]
+    tokens += ["".join(pair) for pair in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    return {token: number for number, token in enumerate(tokens)}

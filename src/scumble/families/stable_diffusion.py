@@ -1,0 +1,191 @@
+"""Stable Diffusion 1.x and 2.x: one UNet, one CLIP text encoder, a KL autoencoder.
+
+Shape suffixes: B batch, C channels, H height, W width, L tokens, D text width.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from scumble.diffusion.objectives import DiscreteObjective, Prediction
+from scumble.diffusion.schedules import BETAS, DiscreteSchedule, schedule_from_betas
+from scumble.errors import UserError
+from scumble.families import single_file
+from scumble.families.base import Components, Conditioning, Geometry, Posterior
+from scumble.families.locate import BaseModel
+from scumble.formats.key_names import KeyNames
+
+
+class StableDiffusion:
+    """The family of Stable Diffusion 1.x and 2.x (arXiv:2112.10752)."""
+
+    name = "stable_diffusion"
+    pipeline_classes = ("StableDiffusionPipeline",)
+    components = ("unet", "text_encoder", "vae")
+    default_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    key_names = KeyNames(("unet", "text_encoder"), {"text_encoder": "text_model."})
+
+    def load(self, components: Components, names: Sequence[str], dtype: torch.dtype) -> None:
+        """Load the named components, straight into `dtype`, in evaluation mode and frozen.
+
+        Raises:
+            UserError: a component is missing or its files cannot be read.
+        """
+        base = components.base
+        for name in names:
+            if name in components:
+                continue
+            if base.is_checkpoint:
+                module = single_file.load_component(base.location, name, dtype)
+            else:
+                module = _from_pretrained(_component_class(name), base, name, torch_dtype=dtype)
+            components.parts[name] = module.eval().requires_grad_(False)
+        if "text_encoder" in names and "tokenizer" not in components:
+            components.parts["tokenizer"] = _load_tokenizer(base)
+
+    def geometry(self, base: BaseModel) -> Geometry:
+        """Native edge and size step in pixels; the step is 64 for Stable Diffusion itself."""
+        unet, vae = self._config(base, "unet"), self._config(base, "vae")
+        vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        unet_factor = 2 ** (len(unet["block_out_channels"]) - 1)
+        native_px = int(unet["sample_size"]) * vae_factor
+        # The pipeline itself insists on multiples of 8, whatever the VAE.
+        return Geometry(native_px, vae_factor * unet_factor, max(vae_factor, 8))
+
+    def objective(self, base: BaseModel) -> DiscreteObjective:
+        """Build the training objective from the scheduler's own configuration.
+
+        Raises:
+            UserError: a schedule or prediction that this family does not have.
+        """
+        config = self._config(base, "scheduler")
+        prediction = config.get("prediction_type", "epsilon")
+        if prediction not in list(Prediction):
+            raise UserError(
+                f"the base predicts '{prediction}', which cannot be trained",
+                "Use a base with epsilon or v_prediction.",
+            )
+        return DiscreteObjective(_schedule(config), Prediction(prediction))
+
+    @torch.no_grad()
+    def encode_prompts(self, components: Components, prompts: Sequence[str]) -> Conditioning:
+        """Turn prompts into text states, as StableDiffusionPipeline does.
+
+        Returns:
+            "states" of shape (B, L, D).
+        """
+        tokenizer, encoder = components["tokenizer"], components["text_encoder"]
+        tokens = tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        mask_BL = None
+        if getattr(encoder.config, "use_attention_mask", False):
+            mask_BL = tokens.attention_mask.to(encoder.device)
+        ids_BL = tokens.input_ids.to(encoder.device)
+        return {"states": encoder(ids_BL, attention_mask=mask_BL)[0]}
+
+    @torch.no_grad()
+    def encode_pixels(self, components: Components, pixels_BCHW: Tensor) -> Posterior:
+        """Encode pictures in [-1, 1] into the scaled posterior of their latents."""
+        vae = components["vae"]
+        posterior = vae.encode(pixels_BCHW.to(vae.device, vae.dtype)).latent_dist
+        scaling = vae.config.scaling_factor
+        return Posterior(posterior.mean * scaling, posterior.std * scaling)
+
+    def predict(
+        self,
+        components: Components,
+        noisy_latents_BCHW: Tensor,
+        timesteps_B: Tensor,
+        conditioning: Conditioning,
+    ) -> Tensor:
+        """Run the UNet, shape (B, C, H, W)."""
+        unet = components["unet"]
+        states = conditioning["states"]
+        return cast(Tensor, unet(noisy_latents_BCHW, timesteps_B, states).sample)
+
+    def pipeline(self, components: Components) -> Any:
+        """Assemble a StableDiffusionPipeline of the loaded components."""
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+        return StableDiffusionPipeline(
+            vae=components["vae"],
+            text_encoder=components["text_encoder"],
+            tokenizer=components["tokenizer"],
+            unet=components["unet"],
+            scheduler=DDIMScheduler.from_config(self._config(components.base, "scheduler")),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def _config(self, base: BaseModel, component: str) -> dict[str, Any]:
+        is_scheduler = component == "scheduler"
+        if base.is_checkpoint:
+            config = single_file.config(base.location, component)
+        else:
+            config = base.config(component, f"{'scheduler_' * is_scheduler}config.json")
+        if is_scheduler and base.prediction_type is not None:
+            config["prediction_type"] = base.prediction_type
+        return config
+
+
+def _component_class(name: str) -> Any:
+    if name == "text_encoder":
+        from transformers import CLIPTextModel
+
+        return CLIPTextModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    return {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[name]
+
+
+def _load_tokenizer(base: BaseModel) -> Any:
+    from transformers import CLIPTokenizer
+
+    if base.is_checkpoint:
+        return single_file.load_tokenizer(base.location)
+    return _from_pretrained(CLIPTokenizer, base, "tokenizer")
+
+
+def _from_pretrained(cls: Any, base: BaseModel, name: str, **options: Any) -> Any:
+    if base.variant is not None and name != "tokenizer":
+        options["variant"] = base.variant
+    try:
+        return cls.from_pretrained(
+            base.location,
+            subfolder=name,
+            revision=base.revision,
+            cache_dir=base.cache_dir,
+            **options,
+        )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot load the {name} of {base.name}: {reason}",
+            "The model may be incomplete or damaged: fetch it again.",
+        ) from error
+
+
+def _schedule(config: dict[str, Any]) -> DiscreteSchedule:
+    if config.get("trained_betas") is not None:
+        betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
+    elif config.get("beta_schedule", "linear") in BETAS:
+        betas = BETAS[config.get("beta_schedule", "linear")](
+            config.get("beta_start", 0.0001),
+            config.get("beta_end", 0.02),
+            config.get("num_train_timesteps", 1000),
+        )
+    else:
+        raise UserError(
+            f"the base's noise schedule '{config['beta_schedule']}' is not known",
+            f"Known: {', '.join(BETAS)}.",
+        )
+    zero_terminal_snr = bool(config.get("rescale_betas_zero_snr", False))
+    return schedule_from_betas(betas, zero_terminal_snr=zero_terminal_snr)

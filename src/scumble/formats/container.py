@@ -1,0 +1,69 @@
+"""The safetensors container: read with limits, written atomically with one possible byte string."""
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from scumble.errors import UserError
+
+
+def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read every tensor and the metadata of a safetensors file.
+
+    Raises:
+        UserError: the file is missing, no safetensors file, or cut short.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}", "Check the spelling of the path.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is not a readable safetensors file ({error})",
+            "It may be cut short or of another format: fetch it again.",
+        ) from error
+
+
+def container_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Serialise so that equal content gives equal bytes.
+
+    The library writes metadata in random order; here the header is sorted.
+    """
+    ordered = {key: tensors[key].contiguous() for key in sorted(tensors)}
+    content = safetensors.torch.save(ordered, metadata={"format": "pt", **metadata})
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    return struct.pack("<Q", len(head)) + head + content[8 + length :]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves either the old one or the whole new one.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path}: {error.strerror}",
+            "Is the folder writable and the disk not full?",
+        ) from error

@@ -1,0 +1,63 @@
+"""An adapter in memory, away from any model: the hub that every file format meets at."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from scumble.adapters import ADAPTERS
+from scumble.adapters.inject import AdapterSet
+
+
+@dataclass(frozen=True)
+class ModuleWeights:
+    """The adapter of one layer.
+
+    Args:
+        type: adapter type, a name of the registry such as "lora".
+        tensors: parameter name -> tensor.
+        alpha: scale numerator; the change is scaled by alpha / rank.
+    """
+
+    type: str
+    tensors: dict[str, Tensor]
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """Width of the bottleneck, read off the tensors' shapes."""
+        return ADAPTERS[self.type].rank_of(self.tensors)
+
+
+@dataclass(frozen=True)
+class AdapterWeights:
+    """One adapter: tensors of each adapted layer, and what its file says of itself.
+
+    Args:
+        components: component name ("unet", "text_encoder") -> module path as files spell it ->
+            the weights there.
+        metadata: text that travels in the file; keys as in the file. `base_model` names the model
+            that it was trained on.
+    """
+
+    components: dict[str, dict[str, ModuleWeights]]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the adapter consists of."""
+        modules = (module for paths in self.components.values() for module in paths.values())
+        return sum(t.numel() for module in modules for t in module.tensors.values())
+
+
+def module_weights(adapters: AdapterSet, type_name: str) -> dict[str, ModuleWeights]:
+    """Copy the adapters of one model off it: live module path -> weights, on the CPU."""
+    return {
+        path: ModuleWeights(type_name, adapter.tensors(), adapter.alpha)
+        for path, adapter in adapters.adapters.items()
+    }
+
+
+def count_modules(weights: AdapterWeights) -> Mapping[str, int]:
+    """Component name -> how many of its layers the adapter changes."""
+    return {component: len(paths) for component, paths in weights.components.items()}

@@ -1,0 +1,213 @@
+"""From prompts to pictures, for sample pictures while training and for `scumble generate`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from scumble import console
+from scumble.config import GenerateConfig
+from scumble.errors import UserError
+from scumble.families import BaseModel, Components, Family, family_of, locate
+from scumble.inference.device import default_device, weight_dtype
+from scumble.inference.loading import base_of, load_adapter, set_strengths
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw.
+
+    Args:
+        num_inference_steps: denoising steps.
+        guidance_scale: classifier-free guidance; 1 turns it off.
+        negative_prompt: what to steer away from.
+        height: pixels; None is the base's own size.
+        width: pixels; None is the base's own size.
+    """
+
+    num_inference_steps: int = 25
+    guidance_scale: float = 7.5
+    negative_prompt: str = ""
+    height: int | None = None
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawn picture and what it was drawn from.
+
+    Args:
+        image: the picture.
+        prompt: its prompt.
+        seed: its seed.
+        before: the same without adapters, where a comparison was asked for.
+    """
+
+    image: Image
+    prompt: str
+    seed: int
+    before: Image | None = None
+
+
+def build_pipeline(family: Family, components: Components) -> Any:
+    """Assemble a pipeline that draws with DPM-Solver++ (arXiv:2211.01095) and without a filter."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    pipeline = family.pipeline(components)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    return pipeline
+
+
+def draw(pipeline: Any, prompt: str, seed: int, sampling: Sampling) -> Image:
+    """Draw one picture. It depends on nothing but the model, the prompt, the seed and `sampling`.
+
+    Raises:
+        UserError: the picture came out as NaN, which a viewer would show as black.
+    """
+    result = pipeline(
+        prompt,
+        negative_prompt=sampling.negative_prompt,
+        height=sampling.height,
+        width=sampling.width,
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
+    )
+    pixels = torch.from_numpy(result.images)
+    if not torch.isfinite(pixels).all():
+        raise UserError(
+            f"the picture of '{prompt}' came out as NaN",
+            "Draw in fp32 (--mixed_precision no), or check the adapter.",
+        )
+    image: Image = pipeline.numpy_to_pil(result.images)[0]
+    return image
+
+
+def draw_all(
+    pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
+) -> list[Image]:
+    """Draw every prompt with every seed, prompt by prompt, with a progress bar."""
+    images = []
+    pipeline.set_progress_bar_config(disable=True)
+    with console.progress(len(prompts) * len(seeds), "drawing", unit="picture") as bar:
+        for prompt in prompts:
+            for seed in seeds:
+                images.append(draw(pipeline, prompt, seed, sampling))
+                bar.update()
+    return images
+
+
+def generate(prompt: str | Sequence[str], **options: Any) -> list[Image]:
+    """Draw pictures, with adapters on top of a base model.
+
+    Args:
+        prompt: what to draw; several prompts are drawn one after the other.
+        **options: fields of `GenerateConfig`, such as adapter="pokemon:0.7" or num_images=4.
+
+    Returns:
+        The pictures, `num_images` for each prompt.
+
+    Raises:
+        UserError: bad options, or an adapter or base that cannot be used.
+    """
+    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+    if isinstance(options.get("adapter"), str):
+        options["adapter"] = (options["adapter"],)
+    config = GenerateConfig(prompt=prompts, **options)
+    return [picture.image for picture in generate_pictures(config)]
+
+
+def generate_pictures(config: GenerateConfig) -> list[Picture]:
+    """Draw what a configuration asks for, keeping what each picture was drawn from.
+
+    Raises:
+        UserError: an adapter or base that cannot be used.
+    """
+    pipeline, loaded = prepare_pipeline(config)
+    sampling = Sampling(
+        config.num_inference_steps,
+        config.guidance_scale,
+        config.negative_prompt,
+        config.height,
+        config.width,
+    )
+    seeds = range(config.seed, config.seed + config.num_images)
+    after = draw_all(pipeline, config.prompt, seeds, sampling)
+    before: list[Image | None] = [None] * len(after)
+    if config.compare:
+        set_strengths(pipeline, dict.fromkeys(loaded, 0.0))
+        before = list(draw_all(pipeline, config.prompt, seeds, sampling))
+    named = [(prompt, seed) for prompt in config.prompt for seed in seeds]
+    return [
+        Picture(image, prompt, seed, without)
+        for (prompt, seed), image, without in zip(named, after, before, strict=True)
+    ]
+
+
+def prepare_pipeline(config: GenerateConfig) -> tuple[Any, list[str]]:
+    """Load base and adapters as configured.
+
+    Returns:
+        The pipeline, and the names of the adapters on it.
+
+    Raises:
+        UserError: an adapter or base that cannot be used.
+    """
+    adapters = [parse_adapter(text) for text in config.adapter]
+    base = _locate_base(config, [source for source, _ in adapters])
+    family = family_of(base)
+    _check_size(family, base, config)
+    device = default_device()
+    dtype, note = weight_dtype(config.mixed_precision or _native_precision(device), device)
+    if note:
+        console.say(note)
+    components = Components(base)
+    family.load(components, family.components, dtype)
+    pipeline = build_pipeline(family, components)
+    loaded: list[str] = []
+    for number, (source, strength) in enumerate(adapters, 1):
+        loaded.append(load_adapter(pipeline, source, name=f"adapter {number}", strength=strength))
+    return pipeline.to(device), loaded
+
+
+def parse_adapter(text: str) -> tuple[str, float]:
+    """Split "path:0.7" into path and strength; a path that has a colon of its own stays whole."""
+    path, _, strength = text.rpartition(":")
+    try:
+        return (path, float(strength)) if path else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
+def _locate_base(config: GenerateConfig, adapters: Sequence[str]) -> BaseModel:
+    name = config.pretrained_model_name_or_path
+    if name is None:
+        name = base_of(adapters[0])
+        if name is None:
+            raise UserError(
+                f"{adapters[0]} does not say which base model it was trained on",
+                "Name it with --pretrained_model_name_or_path.",
+            )
+        console.say(f"base model: {name} (what the adapter was trained on)")
+    return locate(
+        name,
+        revision=config.revision,
+        variant=config.variant,
+        prediction_type=config.prediction_type,
+        cache_dir=config.cache_dir,
+    )
+
+
+def _check_size(family: Family, base: BaseModel, config: GenerateConfig) -> None:
+    for name in ("height", "width"):
+        value = getattr(config, name)
+        step = family.geometry(base).size_multiple_px
+        if value is not None and (value < step or value % step):
+            raise UserError(f"--{name} must be a multiple of {step} for {base.name}, not {value}")
+
+
+def _native_precision(device: torch.device) -> str:
+    return "fp16" if device.type == "cuda" else "no"

@@ -1,0 +1,232 @@
+"""Adapters on top of an unmodified diffusers pipeline: load, blend, merge, and take off again."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from scumble import formats
+from scumble.adapters import ADAPTERS, Adapter, LayerSpec, blend, inject
+from scumble.errors import UserError
+from scumble.families import FAMILIES, Family
+from scumble.formats import AdapterWeights, ModuleWeights
+from scumble.formats.files import adapter_file
+
+DEFAULT_FAMILY = "stable_diffusion"
+
+
+def read_adapter(path: str | Path, *, family: str = DEFAULT_FAMILY) -> AdapterWeights:
+    """Read an adapter file without a model.
+
+    Args:
+        path: the file, or the folder that a training run wrote.
+        family: the family that the adapter belongs to.
+
+    Returns:
+        Its tensors by component and module, and its metadata.
+
+    Raises:
+        UserError: missing, damaged or unknown; nothing is returned half-read.
+    """
+    return formats.read_adapter(path, FAMILIES[family].key_names)
+
+
+def write_adapter(
+    weights: AdapterWeights,
+    path: str | Path,
+    format: str = "peft",
+    *,
+    family: str = DEFAULT_FAMILY,
+) -> Path:
+    """Write an adapter file, read it back, and only then put it in place.
+
+    Args:
+        weights: what to write.
+        path: the file; an older one is replaced.
+        format: "peft" is what diffusers and PEFT read.
+        family: the family that the adapter belongs to.
+
+    Returns:
+        The path written.
+
+    Raises:
+        UserError: NaN or infinite values, an unknown format, or a folder that cannot be written.
+    """
+    return formats.write_adapter(weights, path, FAMILIES[family].key_names, format)
+
+
+def load_adapter(
+    pipeline: Any,
+    source: str | Path | AdapterWeights,
+    *,
+    name: str | None = None,
+    strength: float = 1.0,
+) -> str:
+    """Load an adapter on top of a diffusers pipeline, whose own weights stay as they are.
+
+    Args:
+        pipeline: for example a StableDiffusionPipeline.
+        source: an adapter file, the folder of a training run, or weights already read.
+        name: to set its strength or unload it by; made from the source if not given.
+        strength: 1.0 acts as trained, 0.5 half as much, negative the other way.
+
+    Returns:
+        The adapter's name.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit this pipeline's model; nothing is
+            attached then.
+    """
+    family = pipeline_family(pipeline)
+    if isinstance(source, AdapterWeights):
+        weights, name = source, name or "adapter"
+    else:
+        weights = formats.read_adapter(source, family.key_names)
+        name = name or _name_of(Path(source))
+    models = {c: getattr(pipeline, c, None) for c in weights.components}
+    plans = {c: _plan(family, c, models[c], modules) for c, modules in weights.components.items()}
+    attached: list[nn.Module] = []
+    try:
+        for component, plan in plans.items():
+            model = models[component]
+            assert model is not None
+            inject.attach(model, name, plan, strength)
+            attached.append(model)
+    except UserError:
+        for model in attached:
+            inject.eject(model, name)
+        raise
+    return name
+
+
+def set_strengths(pipeline: Any, strengths: Mapping[str, float]) -> None:
+    """Set how strongly loaded adapters act.
+
+    Args:
+        pipeline: the pipeline that carries them.
+        strengths: adapter name -> strength; adapters that are not named keep theirs.
+
+    Raises:
+        UserError: a name that is not loaded.
+    """
+    _require_loaded(pipeline, strengths)
+    for model in _models(pipeline):
+        blend.set_strengths(model, strengths)
+
+
+def unload_adapters(pipeline: Any, *names: str) -> None:
+    """Take adapters off; the pipeline's outputs are then what they were, bit for bit.
+
+    Args:
+        pipeline: the pipeline that carries them.
+        names: which ones; none given takes all off.
+
+    Raises:
+        UserError: a name that is not loaded.
+    """
+    _require_loaded(pipeline, names)
+    for model in _models(pipeline):
+        inject.eject(model, *names)
+
+
+def merge_adapters(pipeline: Any) -> None:
+    """Write the loaded adapters into the weights, at their strengths: no extra cost per picture."""
+    for model in _models(pipeline):
+        blend.merge(model)
+
+
+def unmerge_adapters(pipeline: Any) -> None:
+    """Undo `merge_adapters`, restoring every weight bit for bit."""
+    for model in _models(pipeline):
+        blend.unmerge(model)
+
+
+def pipeline_family(pipeline: Any) -> Family:
+    """The family that a pipeline belongs to; its image-to-image and inpainting forms count too.
+
+    Raises:
+        UserError: none of the known ones.
+    """
+    name = type(pipeline).__name__.replace("Img2Img", "").replace("Inpaint", "")
+    for family in FAMILIES.values():
+        if name in family.pipeline_classes:
+            return family
+    raise UserError(f"adapters cannot be loaded on a {type(pipeline).__name__} yet")
+
+
+def base_of(source: str | Path) -> str | None:
+    """The base model that an adapter was trained on, as far as it says so.
+
+    Looked for in the run's own record (which knows local paths), in the file's metadata, and in the
+    model card beside it.
+    """
+    path = adapter_file(source)
+    record = path.with_name("run.json")
+    if record.is_file():
+        try:
+            settings = json.loads(record.read_text("utf-8"))["settings"]
+            return str(settings["pretrained_model_name_or_path"])
+        except (ValueError, KeyError, TypeError):
+            pass
+    from scumble.formats.container import read_container
+
+    _, metadata = read_container(path)
+    return metadata.get("base_model") or _card_base(path.with_name("README.md"))
+
+
+def _card_base(card: Path) -> str | None:
+    if not card.is_file():
+        return None
+    import yaml
+
+    parts = card.read_text("utf-8", errors="replace").split("---", 2)
+    try:
+        header = yaml.safe_load(parts[1]) if len(parts) == 3 else None
+    except yaml.YAMLError:
+        return None
+    base = header.get("base_model") if isinstance(header, dict) else None
+    if isinstance(base, list):
+        base = base[0] if base else None
+    return str(base) if base else None
+
+
+def _plan(
+    family: Family, component: str, model: nn.Module | None, modules: Mapping[str, ModuleWeights]
+) -> dict[str, Callable[[LayerSpec], Adapter]]:
+    """Live module path -> builder of its adapter; refuses modules that the model lacks."""
+    if model is None:
+        raise UserError(f"the adapter changes the {component}, which this pipeline lacks")
+    known = {path for path, _ in inject.adaptable_layers(model)}
+    plan = {}
+    for path, entry in modules.items():
+        live = family.key_names.to_live(component, path, model)
+        if live not in known:
+            raise UserError(
+                f"the adapter changes '{component}.{path}', a layer that this base lacks",
+                "It was made for another base model. Nothing was loaded.",
+            )
+        plan[live] = _builder(entry)
+    return plan
+
+
+def _builder(entry: ModuleWeights) -> Callable[[LayerSpec], Adapter]:
+    return lambda spec: ADAPTERS[entry.type].from_tensors(spec, entry.tensors, entry.alpha)
+
+
+def _name_of(path: Path) -> str:
+    return path.resolve().name if path.is_dir() else path.stem
+
+
+def _models(pipeline: Any) -> list[nn.Module]:
+    parts = (getattr(pipeline, name, None) for name in pipeline_family(pipeline).components)
+    return [part for part in parts if part is not None]
+
+
+def _require_loaded(pipeline: Any, names: Mapping[str, float] | tuple[str, ...]) -> None:
+    loaded = [name for model in _models(pipeline) for name in blend.adapter_names(model)]
+    for name in names:
+        if name not in loaded:
+            known = ", ".join(dict.fromkeys(loaded)) or "none"
+            raise UserError(f"no adapter named '{name}' is loaded", f"Loaded: {known}.")

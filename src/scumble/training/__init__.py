@@ -1,0 +1,1 @@
+"""Training: one loop over phases. Read run.py first."""

@@ -1,0 +1,202 @@
+"""Checkpoints: written whole or not at all, verified before they are trusted."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scumble.config import TrainConfig
+from scumble.errors import UserError
+from scumble.formats.files import WEIGHT_NAME
+
+MANIFEST = "manifest.json"
+STATE = "training_state.pt"
+NAME = re.compile(r"checkpoint-(\d+)")
+MAY_DIFFER = {
+    "output_dir",
+    "resume_from_checkpoint",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "report_to",
+    "logging_dir",
+    "dataloader_num_workers",
+}
+"""Settings that do not change what is learnt."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files have been verified.
+
+    Args:
+        folder: where it lies.
+        step: optimizer steps done in the whole run.
+        settings: the configuration it was written under.
+        data_digest: fingerprint of the training data.
+    """
+
+    folder: Path
+    step: int
+    settings: dict[str, Any]
+    data_digest: str
+
+    @property
+    def weights_path(self) -> Path:
+        """Its adapter file, which is an ordinary one."""
+        return self.folder / WEIGHT_NAME
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """What `Update.state` gave."""
+        state: dict[str, Any] = torch.load(
+            self.folder / STATE, map_location="cpu", weights_only=True
+        )
+        return state
+
+    def differences(self, config: TrainConfig) -> list[str]:
+        """Settings that change what is learnt and are not as they were, worded for the user."""
+        now = config.to_dict()
+        return [
+            f"--{key} was {self.settings.get(key)} and is {value} now"
+            for key, value in now.items()
+            if key not in MAY_DIFFER and self.settings.get(key) != value
+        ]
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one run into its output folder.
+
+    Args:
+        config: the run's settings; its output folder and limit apply.
+        data_digest: fingerprint of the training data.
+    """
+
+    def __init__(self, config: TrainConfig, data_digest: str) -> None:
+        self.config = config
+        self.root = Path(config.output_dir)
+        self.data_digest = data_digest
+
+    def write(
+        self, step: int, save_weights: Callable[[Path], object], state: Mapping[str, Any]
+    ) -> Path:
+        """Write one checkpoint, then remove the oldest beyond the limit.
+
+        It appears under its name only once everything in it is on the disk.
+
+        Args:
+            step: optimizer steps done in the whole run.
+            save_weights: writes the adapter file to the path that it is given.
+            state: what `Update.state` gave.
+
+        Raises:
+            UserError: the folder cannot be written; older checkpoints are still there then.
+        """
+        final = self.root / f"checkpoint-{step}"
+        draft = self.root / f".checkpoint-{step}.{os.getpid()}.tmp"
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            save_weights(draft / WEIGHT_NAME)
+            torch.save(dict(state), draft / STATE)
+            manifest = {
+                "step": step,
+                "settings": self.config.to_dict(),
+                "data_digest": self.data_digest,
+                "files": {name: _fingerprint(draft / name) for name in (WEIGHT_NAME, STATE)},
+            }
+            (draft / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
+            for path in draft.iterdir():
+                _sync(path)
+            if final.exists():
+                shutil.rmtree(final)
+            draft.rename(final)
+            if os.name != "nt":
+                _sync(self.root)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise UserError(
+                f"cannot write {final}: {error.strerror}",
+                "Older checkpoints are untouched. Make room, then go on with "
+                "--resume_from_checkpoint latest.",
+            ) from error
+        self._remove_oldest()
+        return final
+
+    def _remove_oldest(self) -> None:
+        limit = self.config.checkpoints_total_limit
+        if limit is not None:
+            for folder in _folders(self.root)[limit:]:
+                shutil.rmtree(folder)
+
+
+def find_checkpoint(config: TrainConfig) -> tuple[Checkpoint | None, list[str]]:
+    """Find the checkpoint that --resume_from_checkpoint means.
+
+    Returns:
+        The checkpoint, None where "latest" finds none; and what was noticed on the way, such as
+        damaged ones that were passed over.
+
+    Raises:
+        UserError: the path given is no intact checkpoint.
+    """
+    wanted = config.resume_from_checkpoint
+    if wanted is None:
+        return None, []
+    notes = []
+    if wanted == "latest":
+        for folder in _folders(Path(config.output_dir)):
+            try:
+                return _open(folder), notes
+            except UserError as error:
+                notes.append(f"passed over {folder.name}: {error.message}")
+        notes.append(f"no checkpoint in {config.output_dir}: starting from the beginning")
+        return None, notes
+    folder = Path(wanted).expanduser()
+    if not folder.is_dir():
+        folder = Path(config.output_dir) / wanted
+    if not folder.is_dir():
+        names = ", ".join(found.name for found in _folders(Path(config.output_dir))) or "none"
+        raise UserError(
+            f"there is no checkpoint '{wanted}'", f"In {config.output_dir} there are: {names}."
+        )
+    return _open(folder), notes
+
+
+def _open(folder: Path) -> Checkpoint:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        for name, fingerprint in manifest["files"].items():
+            if _fingerprint(folder / name) != fingerprint:
+                raise UserError(f"{name} in {folder} is damaged", "Resume from an older one.")
+        return Checkpoint(
+            folder, int(manifest["step"]), manifest["settings"], manifest["data_digest"]
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is no complete checkpoint ({error})") from error
+
+
+def _folders(root: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    if not root.is_dir():
+        return []
+    found = [(match, path) for path in root.iterdir() if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda pair: -int(pair[0][1]))]
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,83 @@
+"""The loop: one optimizer step after another. No family, adapter or method is named here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scumble.data.buckets import StepPlan
+from scumble.training.optimizers import Update
+from scumble.training.phase import Phase
+from scumble.training.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did.
+
+    Args:
+        plan: the step's examples.
+        loss: mean over the step's samples, on the device.
+        grad_norm: before clipping, on the device.
+        learning_rate: that the step was taken with.
+        ends_epoch: whether every example has now been seen once more.
+    """
+
+    plan: StepPlan
+    loss: Tensor
+    grad_norm: Tensor
+    learning_rate: float
+    ends_epoch: bool
+
+
+def train_steps(phase: Phase, update: Update, runtime: Runtime, start: int) -> Iterator[StepResult]:
+    """Train a phase from step `start` to its end, handing control back after every step.
+
+    Between two steps the caller may save, draw or stop. Nothing here waits for the device.
+
+    Args:
+        phase: what to train on what.
+        update: the optimizer, in the state that belongs to `start`.
+        runtime: device and processes.
+        start: steps of this phase that are done already.
+    """
+    for index in range(start, phase.max_steps):
+        plan = phase.plan.step(index)
+        phase.enter_step(index)
+        learning_rate = update.learning_rate
+        loss_sum = torch.zeros((), device=runtime.device)
+        for positions in own_positions(plan, runtime.rank, runtime.num_processes):
+            loss_B = phase.loss(plan, positions)
+            loss_sum += loss_B.detach().sum()
+            # Divided by the full step's size, so that a small bucket's pictures weigh no more.
+            update.backward(loss_B.sum() / phase.plan.nominal)
+        if runtime.num_processes > 1:
+            loss_sum = _add_up(phase, runtime, loss_sum)
+        grad_norm = update.step()
+        ends_epoch = (index + 1) % phase.plan.steps_per_epoch == 0
+        loss = loss_sum / len(plan.examples)
+        yield StepResult(plan, loss, grad_norm, learning_rate, ends_epoch)
+
+
+def own_positions(plan: StepPlan, rank: int, num_processes: int) -> Iterator[range]:
+    """The part of each micro-batch that one process computes, as positions in the step's batch."""
+    offset = 0
+    for micro_batch in plan.micro_batches:
+        size = len(micro_batch)
+        first, last = (size * part // num_processes for part in (rank, rank + 1))
+        if first < last:
+            yield range(offset + first, offset + last)
+        offset += size
+
+
+def _add_up(phase: Phase, runtime: Runtime, loss_sum: Tensor) -> Tensor:
+    """Sum gradients and loss over all processes, in one message."""
+    parameters = phase.parameters()
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([loss_sum.view(1), *(grad.flatten() for grad in grads)])
+    flat = runtime.accelerator.reduce(flat, reduction="sum")
+    total, *parts = flat.split([1, *(grad.numel() for grad in grads)])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+    return total[0]

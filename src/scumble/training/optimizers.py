@@ -1,0 +1,118 @@
+"""Optimizer, learning rate and loss scale, as one thing that takes a step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scumble.config import TrainConfig
+from scumble.errors import UserError
+
+
+class Update:
+    """Turns accumulated gradients into one step of the parameters.
+
+    A step whose gradient is not finite leaves the parameters untouched.
+
+    Args:
+        parameters: fp32 masters.
+        config: optimizer settings.
+        max_steps: length of the learning-rate schedule.
+        global_batch: samples per step over all processes, for --scale_lr.
+        dtype: of the frozen weights; fp16 needs a loss scale.
+        device: where the parameters are.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        config: TrainConfig,
+        max_steps: int,
+        global_batch: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        from diffusers.optimization import get_scheduler
+
+        self.parameters = list(parameters)
+        self.max_norm = config.max_grad_norm or float("inf")
+        rate = config.learning_rate * (global_batch if config.scale_lr else 1)
+        self.optimizer = _optimizer(self.parameters, config, rate)
+        self.schedule = get_scheduler(
+            config.lr_scheduler,
+            optimizer=self.optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=max_steps,
+            num_cycles=config.lr_num_cycles,
+            power=config.lr_power,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the coming step."""
+        return float(self.schedule.get_last_lr()[0])
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a part of the step's loss."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> Tensor:
+        """Clip, step, and clear the gradients.
+
+        Returns:
+            The gradient's norm before clipping, on the device: reading it is left to the caller.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif isinstance(self.optimizer, torch.optim.AdamW):
+            # Fused AdamW skips the step on the device itself, without a wait for the host.
+            self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif torch.isfinite(norm):
+            self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def _optimizer(
+    parameters: list[nn.Parameter], config: TrainConfig, rate: float
+) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {
+        "lr": rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "weight_decay": config.adam_weight_decay,
+        "eps": config.adam_epsilon,
+    }
+    if not config.use_8bit_adam:
+        return torch.optim.AdamW(parameters, fused=True, **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(
+            "--use_8bit_adam needs bitsandbytes, which is not installed",
+            "Run: pip install 'scumble[bitsandbytes]', or leave the flag away: LoRA's optimizer "
+            "state is only a few MB.",
+        ) from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, **options)
+    return optimizer

@@ -1,0 +1,87 @@
+"""The output folder of a run: who may write into it, and its record in run.json."""
+
+import json
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from scumble.config import TrainConfig
+from scumble.errors import UserError
+from scumble.formats.container import write_atomically
+
+RECORD_NAME = "run.json"
+
+
+@dataclass
+class Record:
+    """What a run is and how far it got; `save` writes it to run.json.
+
+    Args:
+        config: the resolved settings.
+        facts: everything found out on the way: counts, times, files.
+    """
+
+    config: TrainConfig
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, status: str) -> None:
+        """Write the record.
+
+        Args:
+            status: "running", "stopped" or "finished".
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        content = {
+            "status": status,
+            "settings": self.config.to_dict(),
+            "versions": versions(),
+            **self.facts,
+        }
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(Path(self.config.output_dir) / RECORD_NAME, text.encode())
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    names = ("scumble", "torch", "diffusers", "transformers", "accelerate")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def claim_output(config: TrainConfig) -> Path:
+    """Make sure that the output folder can be written and holds nothing that would be lost.
+
+    Raises:
+        UserError: it holds another run or other files, or cannot be written.
+    """
+    folder = Path(config.output_dir)
+    resuming = config.resume_from_checkpoint is not None
+    try:
+        if folder.is_dir() and not resuming:
+            _require_empty(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"the output folder {folder} cannot be written: {error.strerror}",
+            "Choose another with --output_dir.",
+        ) from error
+    return folder
+
+
+def _require_empty(folder: Path) -> None:
+    if (folder / RECORD_NAME).exists():
+        raise UserError(
+            f"{folder} already holds a run",
+            "Go on with it (--resume_from_checkpoint latest), or name another --output_dir.",
+        )
+    if any(folder.iterdir()):
+        raise UserError(
+            f"the output folder {folder} is not empty",
+            "Nothing in it was touched. Name an empty or new folder with --output_dir.",
+        )
