@@ -1,8 +1,9 @@
 """From the configuration classes to command-line flags, with a file underneath."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
-from typing import Any, cast, get_type_hints
+from typing import Any, get_type_hints
 
 import tyro
 
@@ -34,14 +35,14 @@ def parse_flags(
     members = [(_group_name(group), group, _with_file(group, settings)) for group in groups]
     grouped = make_dataclass("Flags", members)
     grouped.__doc__ = f"{description}\n\nA file with the same names as keys: --config FILE.toml."
-    parsed = tyro.cli(
+    parsed: Any = tyro.cli(
         grouped,
         args=rest,
         prog=program,
         use_underscores=True,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        config=(tyro.conf.OmitArgPrefixes,),
     )
-    parts = [getattr(parsed, item.name) for item in fields(cast(Any, parsed))]
+    parts = [getattr(parsed, item.name) for item in fields(parsed)]
     return {item.name: getattr(part, item.name) for part in parts for item in fields(part)}
 
 
@@ -68,9 +69,9 @@ def _with_file(group: type, settings: dict[str, Any]) -> Any:
     for item in fields(group):
         if item.name in settings:
             values[item.name] = _checked(item.name, settings[item.name], hints[item.name])
-        elif item.default is MISSING and item.default_factory is MISSING:
+        elif item.default is MISSING:
             values[item.name] = tyro.MISSING
-    instance = object.__new__(group)
+    instance: Any = object.__new__(group)
     for item in fields(group):
         object.__setattr__(instance, item.name, values.get(item.name, item.default))
     return field(default_factory=lambda: instance)
@@ -98,4 +99,4 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 
 def _group_name(group: type) -> str:
     assert is_dataclass(group)
-    return (group.__doc__ or group.__name__).strip().lower().replace(" ", "_")
+    return re.sub(r"\W+", "_", (group.__doc__ or group.__name__).strip().lower()).strip("_")

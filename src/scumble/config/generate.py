@@ -1,4 +1,4 @@
-"""The configuration of `scumble generate`."""
+"""The options of `scumble generate`; the docstring under a field is its help text everywhere."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from scumble.errors import UserError
 
 @dataclass(kw_only=True)
 class GenerateConfig:
-    """Draw pictures, with adapters on top of a base model."""
+    """What to draw, and with what"""
 
     prompt: tuple[str, ...]
     """What to draw; several prompts draw one row each."""

@@ -1,5 +1,6 @@
 """The configuration of a training run, checked as a whole."""
 
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
@@ -113,13 +114,19 @@ class TrainConfig(
         return settings
 
 
+def field_names() -> list[str]:
+    """Names of all settings, which are those of the flags and of the keys in files."""
+    return [field.name for group in GROUPS for field in fields(group)]
+
+
 def _check_ranges(config: TrainConfig) -> None:
-    for names, fits, range_text in (
+    ranges: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
         (AT_LEAST_ONE, lambda v: v >= 1, "at least 1"),
         (NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
         (POSITIVE, lambda v: v > 0, "above 0"),
         (SHARES, lambda v: 0 <= v < 1, "from 0 to below 1"),
-    ):
+    ]
+    for names, fits, range_text in ranges:
         for name in names:
             value = getattr(config, name)
             if value is not None and not fits(value):

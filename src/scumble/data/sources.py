@@ -28,6 +28,9 @@ IMAGE_SUFFIXES = frozenset(
 _ENCODED = frozenset(("binary", "large_binary", "string", "large_string"))
 
 
+_FOLDER_HINT = "Or, for a folder of pictures with text files beside them: --train_data_dir."
+
+
 @dataclass(frozen=True)
 class Example:
     """A picture that has not been opened yet, and its captions.
@@ -194,7 +197,10 @@ def huggingface_dataset(
     columns = rows.column_names or list(next(iter(rows), {}))
     for flag, column in (("image_column", image_column), ("caption_column", caption_column)):
         if column is not None and column not in columns:
-            raise unknown_column(f"the data set {name}", flag, column, columns)
+            error = unknown_column(f"the data set {name}", flag, column, columns)
+            if Path(name).is_dir():
+                error = UserError(error.message, f"{error.hint} {_FOLDER_HINT}")
+            raise error
     wanted = [image_column] if caption_column is None else [image_column, caption_column]
     rows = _undecoded(rows.select_columns(wanted), image_column, name)
     return _Table(name, streaming, rows, image_column, caption_column)
@@ -209,8 +215,12 @@ def _load(
     streaming: bool,
 ) -> Any:
     # Imported here because it takes most of a second and image folders do without it.
-    import datasets
-
+    try:
+        import datasets
+    except ImportError as error:
+        message = "--dataset_name needs the datasets library, which is not installed"
+        hint = "Run: pip install 'scumble[datasets]', or use --train_data_dir for a folder."
+        raise UserError(message, hint) from error
     try:
         return datasets.load_dataset(
             name,

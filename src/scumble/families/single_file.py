@@ -85,18 +85,34 @@ def load_tokenizer(path: str) -> Any:
     try:
         return CLIPTokenizer.from_pretrained(TOKENIZER_REPO, pad_token=pad, local_files_only=True)
     except (OSError, ValueError):
-        merges = _packaged_merges()
-    if merges is None:
-        try:
-            return CLIPTokenizer.from_pretrained(TOKENIZER_REPO, pad_token=pad)
-        except Exception as error:
-            raise UserError(
-                f"{path} holds no tokenizer, and CLIP's vocabulary is not on this machine",
-                "Run: pip install 'scumble[single_file]', or put the base's tokenizer folder "
-                "beside the file.",
-            ) from error
-    vocab = _vocabulary(merges)
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77, pad_token=pad)
+        tokenizer = packaged_tokenizer(pad)
+    if tokenizer is not None:
+        return tokenizer
+    try:
+        return CLIPTokenizer.from_pretrained(TOKENIZER_REPO, pad_token=pad)
+    except Exception as error:
+        raise UserError(
+            f"{path} holds no tokenizer, and CLIP's vocabulary is not on this machine",
+            "Run: pip install 'scumble[single_file]', or put the base's tokenizer folder beside "
+            "the file.",
+        ) from error
+
+
+def packaged_tokenizer(pad_token: str) -> Any | None:
+    """CLIP's tokenizer from an installed distribution that carries its vocabulary as data."""
+    from transformers import CLIPTokenizer
+
+    try:
+        source = distribution(VOCABULARY_PACKAGE).locate_file("clip/bpe_simple_vocab_16e6.txt.gz")
+        text = gzip.decompress(Path(str(source)).read_bytes()).decode("utf-8")
+    except (PackageNotFoundError, OSError):
+        return None
+    # CLIP uses the first 48,894 merge rules after the header line: 49,408 tokens in all.
+    lines = text.split("\n")[1 : 49408 - 512 - 2 + 1]
+    merges = [(first, second) for first, second in (line.split() for line in lines)]
+    return CLIPTokenizer(
+        vocab=_vocabulary(merges), merges=merges, model_max_length=77, pad_token=pad_token
+    )
 
 
 @cache
@@ -151,7 +167,7 @@ def _build(component: str, settings: dict[str, Any]) -> torch.nn.Module:
     if component == "text_encoder":
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        return CLIPTextModel(CLIPTextConfig(**settings))
+        return cast(torch.nn.Module, CLIPTextModel(CLIPTextConfig(**settings)))
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     cls = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[component]
@@ -181,18 +197,6 @@ def _convert(
             if not key.endswith("position_ids")
         }
     return converted
-
-
-def _packaged_merges() -> list[tuple[str, str]] | None:
-    """CLIP's merge rules from an installed distribution that carries them as data."""
-    try:
-        source = distribution(VOCABULARY_PACKAGE).locate_file("clip/bpe_simple_vocab_16e6.txt.gz")
-        text = gzip.decompress(Path(str(source)).read_bytes()).decode("utf-8")
-    except (PackageNotFoundError, OSError):
-        return None
-    # CLIP uses the first 48,894 rules after the header line: 49,408 tokens in all.
-    lines = text.split("\n")[1 : 49408 - 512 - 2 + 1]
-    return [(first, second) for first, second in (line.split() for line in lines)]
 
 
 def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:

@@ -22,9 +22,9 @@ class StableDiffusion:
     """The family of Stable Diffusion 1.x and 2.x (arXiv:2112.10752)."""
 
     name = "stable_diffusion"
-    pipeline_classes = ("StableDiffusionPipeline",)
-    components = ("unet", "text_encoder", "vae")
-    default_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    pipeline_classes: tuple[str, ...] = ("StableDiffusionPipeline",)
+    components: tuple[str, ...] = ("unet", "text_encoder", "vae")
+    default_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     key_names = KeyNames(("unet", "text_encoder"), {"text_encoder": "text_model."})
 
     def load(self, components: Components, names: Sequence[str], dtype: torch.dtype) -> None:

@@ -64,10 +64,12 @@ def render_card(facts: CardFacts) -> str:
     if shown:
         header["widget"] = [{"text": text, "output": {"url": url}} for text, url in shown]
     template = (files("scumble.hub") / "model_card.md").read_text("utf-8")
+    base, on_hub = facts.base_model, "/" in facts.base_model
     settings = [f"| `{flag}` | {_cell(value)} |" for flag, value in facts.settings.items()]
     body = template.format(
         name=facts.name,
-        base_model=facts.base_model,
+        base_link=f"[{base}](https://huggingface.co/{base})" if on_hub else f"`{base}`",
+        base_path=base if on_hub else f"path/to/{base}",
         images="\n".join(f"![{_cell(text)}](./{url})" for text, url in shown),
         settings="\n".join(settings),
         parameters=f"{facts.parameters:,}",

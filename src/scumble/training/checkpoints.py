@@ -148,7 +148,7 @@ def find_checkpoint(config: TrainConfig) -> tuple[Checkpoint | None, list[str]]:
     wanted = config.resume_from_checkpoint
     if wanted is None:
         return None, []
-    notes = []
+    notes: list[str] = []
     if wanted == "latest":
         for folder in _folders(Path(config.output_dir)):
             try:

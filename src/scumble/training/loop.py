@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -76,8 +77,9 @@ def _add_up(phase: Phase, runtime: Runtime, loss_sum: Tensor) -> Tensor:
     parameters = phase.parameters()
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([loss_sum.view(1), *(grad.flatten() for grad in grads)])
-    flat = runtime.accelerator.reduce(flat, reduction="sum")
-    total, *parts = flat.split([1, *(grad.numel() for grad in grads)])
+    flat = cast(Tensor, runtime.accelerator.reduce(flat, reduction="sum"))
+    sizes = [1, *(grad.numel() for grad in grads)]
+    total, *parts = flat.split(sizes)  # type: ignore[no-untyped-call]
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)
-    return total[0]
+    return cast(Tensor, total[0])

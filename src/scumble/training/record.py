@@ -10,6 +10,7 @@ from typing import Any
 from scumble.config import TrainConfig
 from scumble.errors import UserError
 from scumble.formats.container import write_atomically
+from scumble.training.checkpoints import MAY_DIFFER
 
 RECORD_NAME = "run.json"
 
@@ -51,6 +52,19 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
+def is_finished(config: TrainConfig) -> bool:
+    """Whether the output folder holds a finished run of the very settings that are asked for."""
+    path = Path(config.output_dir) / RECORD_NAME
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        then, now = record["settings"], config.to_dict()
+        return record["status"] == "finished" and all(
+            then.get(name) == value for name, value in now.items() if name not in MAY_DIFFER
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def claim_output(config: TrainConfig) -> Path:
     """Make sure that the output folder can be written and holds nothing that would be lost.
 
@@ -61,7 +75,7 @@ def claim_output(config: TrainConfig) -> Path:
     resuming = config.resume_from_checkpoint is not None
     try:
         if folder.is_dir() and not resuming:
-            _require_empty(folder)
+            _require_empty(folder, config.logging_dir)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
@@ -74,13 +88,13 @@ def claim_output(config: TrainConfig) -> Path:
     return folder
 
 
-def _require_empty(folder: Path) -> None:
+def _require_empty(folder: Path, logging_dir: str) -> None:
     if (folder / RECORD_NAME).exists():
         raise UserError(
             f"{folder} already holds a run",
             "Go on with it (--resume_from_checkpoint latest), or name another --output_dir.",
         )
-    if any(folder.iterdir()):
+    if any(path.name != logging_dir for path in folder.iterdir()):
         raise UserError(
             f"the output folder {folder} is not empty",
             "Nothing in it was touched. Name an empty or new folder with --output_dir.",

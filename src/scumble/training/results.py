@@ -32,15 +32,11 @@ class TrainResult:
         output_dir: the run's folder.
         adapter: the adapter file.
         steps: optimizer steps done.
-        loss: mean of the last steps.
-        finished: False where the run was stopped before its last step.
     """
 
     output_dir: Path
     adapter: Path
     steps: int
-    loss: float
-    finished: bool
 
 
 def adapter_weights(workshop: Workshop, phases: Sequence[Phase]) -> AdapterWeights:

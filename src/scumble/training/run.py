@@ -17,7 +17,7 @@ from scumble.training.checkpoints import Checkpoint, find_checkpoint
 from scumble.training.gather import gather_data
 from scumble.training.methods import METHODS
 from scumble.training.phase import Phase
-from scumble.training.record import Record, claim_output
+from scumble.training.record import Record, claim_output, is_finished
 from scumble.training.results import TrainResult
 from scumble.training.runtime import Runtime, prepare_runtime
 from scumble.training.sitting import Sitting
@@ -45,16 +45,16 @@ def train(config: TrainConfig) -> TrainResult:
     checkpoint, notes = find_checkpoint(config)
     for note in notes:
         console.say(note)
-    start_trackers(runtime.accelerator, config)
+    if checkpoint is not None and is_finished(config):
+        console.say(f"the run in {folder} is already finished after {checkpoint.step} steps")
+        return TrainResult(folder, folder / WEIGHT_NAME, checkpoint.step)
     workshop = open_workshop(config, runtime)
+    start_trackers(runtime.accelerator, config)
     record = Record(config, {"examples": len(workshop.data.examples)})
     phases = METHODS[config.method](workshop)
     if checkpoint is not None:
         _continue_from(checkpoint, workshop, phases)
-    total = sum(phase.max_steps for phase in phases)
-    if checkpoint is not None and checkpoint.step >= total:
-        console.say(f"the run is already finished: {checkpoint.step} of {total} steps are done")
-    elif runtime.is_main:
+    if runtime.is_main:
         record.save("running")
     _report_start(workshop, phases)
     sitting = Sitting(workshop, phases, record, checkpoint)
@@ -165,4 +165,4 @@ def _finish(
         results.write_card(workshop, phases, folder, samples)
         results.report_files(folder)
     workshop.runtime.accelerator.end_training()
-    return TrainResult(folder, path, steps, sum(last) / len(last), finished=True)
+    return TrainResult(folder, path, steps)
