@@ -72,6 +72,9 @@ class _Folder:
     notes: list[str]
     streaming: bool = False
 
+    def __len__(self) -> int:
+        return len(self.examples)
+
     def __iter__(self) -> Iterator[Example]:
         return iter(self.examples)
 
@@ -145,6 +148,9 @@ class _Table:
     image_column: str
     caption_column: str | None
     notes: list[str] = field(default_factory=list)
+
+    def __length_hint__(self) -> int:
+        return 0 if self.streaming else len(self.rows)
 
     def __iter__(self) -> Iterator[Example]:
         for number, row in enumerate(self._light_rows()):

@@ -139,7 +139,9 @@ class StableDiffusion:
 def _component_class(name: str) -> Any:
     if name == "text_encoder":
         from transformers import CLIPTextModel
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # of the loading of weights, which takes a moment
         return CLIPTextModel
     from diffusers import AutoencoderKL, UNet2DConditionModel
 

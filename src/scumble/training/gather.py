@@ -1,6 +1,7 @@
 """From the user's pictures to encoded data: scan, report, encode, let the encoders go."""
 
 from collections.abc import Iterator
+from operator import length_hint
 from pathlib import Path
 
 import torch
@@ -90,7 +91,8 @@ def training_sizes(
 
 
 def _scan(source: Source, report: ScanReport, config: TrainConfig) -> Iterator[Picture]:
-    with console.progress(None, "checking pictures", unit="picture") as bar:
+    total = length_hint(source) or None
+    with console.progress(total, "checking pictures", unit="picture") as bar:
         for picture in scan(
             source,
             report,

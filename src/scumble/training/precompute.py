@@ -155,6 +155,8 @@ class Encoder:
         keys = {caption: content_key("text", caption, self.text_key) for caption in captions}
         missing = [caption for caption, key in keys.items() if key not in self.store]
         self._report_long(captions)
+        if not missing:
+            return keys
         with console.progress(len(missing), "encoding captions", unit="caption") as bar:
             for caption in missing:
                 batch = self.family.encode_prompts(self.components, [caption])

@@ -1,0 +1,177 @@
+"""Stopping and going on, by every way a run can end, without a bit of difference."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import scumble
+from scumble.errors import Stopped, UserError
+from scumble.training import sitting
+
+HARD_SETTINGS = {
+    "max_train_steps": 8,
+    "checkpointing_steps": 4,
+    "random_flip": True,
+    "caption_dropout": 0.3,
+    "rank_dropout": 0.2,
+    "noise_offset": 0.1,
+    "gradient_accumulation_steps": 2,
+    "lr_scheduler": "cosine",
+}
+"""8 steps over 6 pictures in groups of 4: step 4 is in the middle of an epoch's order."""
+
+
+def digest(folder: Path) -> str:
+    content = (folder / "pytorch_lora_weights.safetensors").read_bytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def flags(config: scumble.TrainConfig) -> list[str]:
+    words = []
+    for name, value in config.changed().items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no_{name}")
+        else:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def start(config: scumble.TrainConfig, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "scumble", "train", "text_to_image", *flags(config)]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow()
+def test_kill_9_and_resume_equals_an_undisturbed_run(make_config, tmp_path):
+    scumble.train(make_config(**HARD_SETTINGS, output_dir=str(tmp_path / "whole")))
+    killed = make_config(**HARD_SETTINGS, output_dir=str(tmp_path / "killed"))
+    process = start(killed)
+    wait_for(tmp_path / "killed" / "checkpoint-4", process)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "pytorch_lora_weights.safetensors").exists()
+    killed.resume_from_checkpoint = "latest"
+    scumble.train(killed)
+    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "killed")]
+    losses = [[json.loads(line)["loss"] for line in log] for log in logs]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 8
+
+
+@pytest.mark.slow()
+def test_ctrl_c_saves_and_the_run_goes_on_from_there(make_config, tmp_path):
+    settings = HARD_SETTINGS | {"max_train_steps": 400, "checkpointing_steps": 1000}
+    config = make_config(**settings)
+    process = start(config)
+    wait_for(tmp_path / "out" / "log.jsonl", process)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert "--resume_from_checkpoint latest" in output
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "stopped"
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+    stopped_after = int(checkpoint.name.split("-")[1])
+    assert 0 < stopped_after < 400
+
+
+def stop_after(monkeypatch, step: int) -> None:
+    """Request a stop as a signal would, once `step` steps are done."""
+    between = sitting.Sitting._between_steps
+
+    def stopping(self, result, update, stop):
+        stop.requested = self.done == step
+        between(self, result, update, stop)
+
+    monkeypatch.setattr(sitting.Sitting, "_between_steps", stopping)
+
+
+def test_a_stop_at_any_step_changes_nothing(make_config, tmp_path, monkeypatch):
+    scumble.train(make_config(**HARD_SETTINGS, output_dir=str(tmp_path / "whole")))
+    config = make_config(**HARD_SETTINGS, output_dir=str(tmp_path / "parts"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped, match="step 3 of 8"):
+            scumble.train(config)
+    config.resume_from_checkpoint = "latest"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Stopped, match="step 5 of 8"):
+            scumble.train(config)
+    scumble.train(config)
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+
+
+def test_a_torn_checkpoint_is_named_and_passed_over(make_config, tmp_path, capsys):
+    config = make_config(max_train_steps=6, checkpointing_steps=2)
+    scumble.train(config)
+    before = digest(tmp_path / "out")
+    torn = tmp_path / "out" / "checkpoint-6" / "training_state.pt"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    (tmp_path / "out" / "run.json").write_text("{}")
+    config.resume_from_checkpoint = "latest"
+    scumble.train(config)
+    output = capsys.readouterr().out
+    assert "passed over checkpoint-6" in output
+    assert "step 4" in output
+    assert digest(tmp_path / "out") == before
+
+
+def test_resuming_a_finished_run_does_nothing(make_config, tmp_path, capsys):
+    config = make_config()
+    scumble.train(config)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    config.resume_from_checkpoint = "latest"
+    scumble.train(config)
+    assert "already finished" in capsys.readouterr().out
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+
+
+def test_a_finished_run_can_be_lengthened_and_says_what_differs(make_config, tmp_path, capsys):
+    scumble.train(make_config(max_train_steps=4))
+    scumble.train(make_config(max_train_steps=6, resume_from_checkpoint="checkpoint-4"))
+    assert "--max_train_steps was 4 and is 6 now" in capsys.readouterr().out
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 6
+
+
+def test_changed_pictures_are_said(make_config, pictures, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            scumble.train(make_config())
+    (pictures / "0.txt").write_text("another caption")
+    scumble.train(make_config(resume_from_checkpoint="latest"))
+    assert "pictures or captions have changed" in capsys.readouterr().out
+
+
+def test_only_so_many_checkpoints_are_kept(make_config, tmp_path):
+    scumble.train(make_config(checkpointing_steps=1, checkpoints_total_limit=2))
+    kept = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
+    assert kept == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_an_unknown_checkpoint_lists_those_that_exist(make_config):
+    scumble.train(make_config())
+    with pytest.raises(UserError, match="checkpoint-4"):
+        scumble.train(make_config(resume_from_checkpoint="checkpoint-9"))
