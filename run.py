@@ -74,8 +74,8 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawTextHelpFormatter,
         allow_abbrev=False,
     )
-    lines = "\n".join(f"{verb:6} {purpose}" for verb, purpose in VERBS.items())
-    parser.add_argument("verb", choices=VERBS, metavar="VERB", help=lines)
+    verbs = "\n".join(f"{verb:6} {purpose}" for verb, purpose in VERBS.items())
+    parser.add_argument("verb", choices=VERBS, metavar="VERB", help=verbs)
     parser.add_argument(
         "--torch-index",
         metavar="URL",
@@ -94,10 +94,8 @@ def require_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> No
             f"  Install one from python.org or your system; then for example: python{wanted} run.py"
         )
     if not all(importlib.util.find_spec(module) for module in ("venv", "ensurepip")):
-        stop(
-            "this Python comes without venv or pip.\n"
-            "  On Debian and Ubuntu: sudo apt install python3-venv. Elsewhere: python.org."
-        )
+        hint = "On Debian and Ubuntu: sudo apt install python3-venv. Elsewhere: python.org."
+        stop(f"this Python comes without venv or pip.\n  {hint}")
 
 
 def set_up(extras: tuple[str, ...], torch_index: str | None) -> None:
@@ -155,9 +153,9 @@ def make_venv() -> None:
 def pytest_words(words: list[str]) -> list[str]:
     """Spread the tests over the cores, unless the user decides that or names single tests."""
     workers = min(os.cpu_count() or 1, MOST_WORKERS)
-    decided = any(word.startswith(("-n", "--numprocesses", "--dist")) for word in words)
-    named = any("::" in word or (ROOT / word).is_file() for word in words)
-    return words if decided or named or workers == 1 else ["-n", str(workers), *words]
+    own = ("-n", "--numprocesses", "--dist")
+    told = any(w.startswith(own) or "::" in w or (ROOT / w).is_file() for w in words)
+    return words if told or workers == 1 else ["-n", str(workers), *words]
 
 
 def check() -> int:

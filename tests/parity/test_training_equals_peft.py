@@ -13,7 +13,7 @@ from scumble.training.runtime import prepare_runtime
 STEPS, RATE = 10, 1e-3
 
 
-@pytest.fixture()
+@pytest.fixture
 def config(tmp_path):
     from PIL import Image
 

@@ -11,7 +11,7 @@ from scumble import TrainConfig
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 
 
-@pytest.fixture()
+@pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Six captioned pictures, wider than high, so that crops and flips differ."""
     folder = tmp_path / "pictures"
@@ -24,7 +24,7 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_config(pictures: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     """Builds a quick configuration; keyword arguments override it."""
 

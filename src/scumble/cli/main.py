@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
         _write(str(stopped))
         return EXIT_STOPPED
     except KeyboardInterrupt:
-        return _fail("interrupted; what was encoded so far stays in the cache", EXIT_STOPPED)
+        return _fail("interrupted", EXIT_STOPPED)
     return 0
 
 

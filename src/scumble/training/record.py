@@ -31,7 +31,7 @@ class Record:
         """Write the record.
 
         Args:
-            status: "running", "stopped" or "finished".
+            status: "running", "stopped", "failed" or "finished".
 
         Raises:
             UserError: the folder cannot be written.
@@ -65,7 +65,7 @@ def is_finished(config: TrainConfig) -> bool:
         return False
 
 
-def claim_output(config: TrainConfig) -> Path:
+def claim_output(config: TrainConfig) -> None:
     """Make sure that the output folder can be written and holds nothing that would be lost.
 
     Raises:
@@ -85,7 +85,6 @@ def claim_output(config: TrainConfig) -> Path:
             f"the output folder {folder} cannot be written: {error.strerror}",
             "Choose another with --output_dir.",
         ) from error
-    return folder
 
 
 def _require_empty(folder: Path, logging_dir: str) -> None:

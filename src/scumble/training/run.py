@@ -15,6 +15,7 @@ from scumble.formats.files import WEIGHT_NAME, read_adapter
 from scumble.training import results
 from scumble.training.checkpoints import Checkpoint, find_checkpoint
 from scumble.training.gather import gather_data
+from scumble.training.journal import NotFiniteError
 from scumble.training.methods import METHODS
 from scumble.training.phase import Phase
 from scumble.training.record import Record, claim_output, is_finished
@@ -41,7 +42,10 @@ def train(config: TrainConfig) -> TrainResult:
     if config.method not in METHODS:
         raise UserError(f"unknown method '{config.method}'", f"Known: {', '.join(METHODS)}.")
     runtime = prepare_runtime(config)
-    folder = claim_output(config)
+    folder = Path(config.output_dir)
+    if runtime.is_main:
+        claim_output(config)
+    runtime.accelerator.wait_for_everyone()
     checkpoint, notes = find_checkpoint(config)
     for note in notes:
         console.say(note)
@@ -60,9 +64,9 @@ def train(config: TrainConfig) -> TrainResult:
     sitting = Sitting(workshop, phases, record, checkpoint)
     try:
         sitting.train()
-    except Stopped:
+    except (Stopped, NotFiniteError) as error:
         if runtime.is_main:
-            record.save("stopped")
+            record.save("stopped" if isinstance(error, Stopped) else "failed")
         raise
     return _finish(workshop, phases, record, sitting.losses, folder)
 
