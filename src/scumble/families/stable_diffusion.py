@@ -40,7 +40,10 @@ class StableDiffusion:
             if base.is_checkpoint:
                 module = single_file.load_component(base.location, name, dtype)
             else:
-                module = _from_pretrained(_component_class(name), base, name, torch_dtype=dtype)
+                # transformers calls the format of the weights dtype, diffusers torch_dtype.
+                option = "dtype" if name == "text_encoder" else "torch_dtype"
+                cls = _component_class(name)
+                module = _from_pretrained(cls, base, name, **{option: dtype})
             components.parts[name] = module.eval().requires_grad_(False)
         if "text_encoder" in names and "tokenizer" not in components:
             components.parts["tokenizer"] = _load_tokenizer(base)
@@ -138,10 +141,13 @@ class StableDiffusion:
 
 def _component_class(name: str) -> Any:
     if name == "text_encoder":
+        from huggingface_hub.utils import enable_progress_bars
         from transformers import CLIPTextModel
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # of the loading of weights, which takes a moment
+        # Loading weights takes a moment and needs no bar; a download does.
+        logging.disable_progress_bar()
+        enable_progress_bars()
         return CLIPTextModel
     from diffusers import AutoencoderKL, UNet2DConditionModel
 

@@ -159,17 +159,19 @@ def pipeline_family(pipeline: Any) -> Family:
 def base_of(source: str | Path) -> str | None:
     """The base model that an adapter was trained on, as far as it says so.
 
-    Looked for in the run's own record (which knows local paths), in the file's metadata, and in the
-    model card beside it.
+    Looked for in the run's own record beside it, which knows local paths, in the file's metadata,
+    and in the model card.
     """
     path = adapter_file(source)
     record = path.with_name("run.json")
     if record.is_file():
         try:
             settings = json.loads(record.read_text("utf-8"))["settings"]
-            return str(settings["pretrained_model_name_or_path"])
+            base = str(settings["pretrained_model_name_or_path"])
         except (ValueError, KeyError, TypeError):
-            pass
+            base = ""
+        if base and Path(base).exists():
+            return base
     from scumble.formats.container import read_container
 
     _, metadata = read_container(path)

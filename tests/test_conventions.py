@@ -1,0 +1,131 @@
+"""What every file of the package promises its readers and users, each as a test."""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from types import FunctionType
+
+import pytest
+
+import scumble
+from scumble.config import GROUPS, GenerateConfig, TrainConfig
+from scumble.config.train import field_names
+from source_tree import Module, calls, modules, repository_files, text_of
+
+DIFFUSERS_FLAGS = """
+    --pretrained_model_name_or_path --revision --variant --dataset_name --dataset_config_name
+    --train_data_dir --image_column --caption_column --validation_prompt --num_validation_images
+    --validation_epochs --max_train_samples --output_dir --cache_dir --seed --resolution
+    --center_crop --random_flip --train_batch_size --num_train_epochs --max_train_steps
+    --gradient_accumulation_steps --gradient_checkpointing --learning_rate --scale_lr --lr_scheduler
+    --lr_warmup_steps --snr_gamma --use_8bit_adam --allow_tf32 --dataloader_num_workers
+    --adam_beta1 --adam_beta2 --adam_weight_decay --adam_epsilon --max_grad_norm --push_to_hub
+    --hub_token --prediction_type --hub_model_id --logging_dir --mixed_precision --report_to
+    --local_rank --checkpointing_steps --checkpoints_total_limit --resume_from_checkpoint
+    --enable_xformers_memory_efficient_attention --noise_offset --rank --image_interpolation_mode
+"""
+"""Every flag of diffusers' train_text_to_image_lora.py."""
+
+MACHINE_PATH = re.compile(
+    r"(?<![\w.\\])(?:/(?:home|Users|root|work|mnt)/\w|[A-Z]:\\{1,2}Users\\)[^\s\"']*"
+)
+
+
+def undocumented(node: ast.Module | ast.ClassDef, inside: str) -> Iterator[str]:
+    """Public functions, classes and methods that lack a docstring."""
+    for child in node.body:
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        name = f"{inside}.{child.name}"
+        if child.name.startswith("_"):
+            continue
+        if not ast.get_docstring(child):
+            yield name
+        if isinstance(child, ast.ClassDef):
+            yield from undocumented(child, name)
+
+
+@pytest.mark.parametrize("m", modules(), ids=lambda m: m.name)
+def test_everything_public_has_a_docstring(m: Module) -> None:
+    if m.text:
+        assert ast.get_docstring(m.tree), f"{m.name} does not say what it is"
+    assert list(undocumented(m.tree, m.name)) == []
+
+
+@pytest.mark.parametrize("name", scumble.__all__)
+def test_the_public_names_are_documented_in_full(name: str) -> None:
+    thing = getattr(scumble, name)
+    text = thing.__doc__ or ""
+    assert len(text.splitlines()[0]) > 20, f"scumble.{name} does not say what it is for"
+    if isinstance(thing, FunctionType):
+        parameters = inspect.signature(thing).parameters
+        missing = [p for p in parameters if not re.search(rf"^\s+\**{p}: ", text, re.M)]
+        # One pipeline and nothing else needs no list of arguments.
+        assert not missing or list(parameters) == ["pipeline"], f"{name}: {missing}"
+
+
+def test_the_public_names_are_those_that_dir_shows() -> None:
+    assert sorted(scumble.__all__) == scumble.__all__
+    assert set(dir(scumble)) == {*scumble.__all__, "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = scumble.nothing
+
+
+@pytest.mark.parametrize("m", modules(), ids=lambda m: m.name)
+def test_nothing_unsafe_or_noisy(m: Module) -> None:
+    for name, call in calls(m.tree):
+        assert name != "print", f"{m.name}:{call.lineno} prints; console.say is for that"
+        assert name not in ("eval", "exec", "pickle.load", "pickle.loads")
+        if name == "torch.load":
+            options = {word.arg: ast.unparse(word.value) for word in call.keywords}
+            assert options.get("weights_only") == "True", f"{m.name}:{call.lineno}"
+
+
+def test_no_file_holds_a_path_of_some_machine() -> None:
+    found = {}
+    for path in repository_files():
+        if match := MACHINE_PATH.search(text_of(path) or ""):
+            found[str(path)] = match[0]
+    assert found == {}
+
+
+@pytest.mark.parametrize("text", ["see /" + "home/ann/x", "C:" + r"\Users\ann", '"/' + 'root/x"'])
+def test_a_machine_path_would_be_found(text: str) -> None:
+    assert MACHINE_PATH.search(text)
+
+
+def documented_fields(m: Module) -> Iterator[tuple[str, str, str | None]]:
+    """(class, field, the string right below it) of every dataclass in a file."""
+    for node in m.tree.body:
+        if not isinstance(node, ast.ClassDef) or "dataclass" not in ast.unparse(node):
+            continue
+        for item, below in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(item, ast.AnnAssign):
+                has_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                yield node.name, ast.unparse(item.target), below.value.value if has_text else None
+
+
+def test_every_option_is_explained() -> None:
+    explained = {}
+    for m in modules():
+        if m.name.startswith("config/"):
+            for owner, name, text in documented_fields(m):
+                explained[owner, name] = text
+    for config in (*GROUPS, GenerateConfig):
+        for item in fields(config):
+            text = explained[config.__name__, item.name]
+            assert text, f"{config.__name__}.{item.name} has no docstring"
+            assert text.rstrip().endswith("."), f"{config.__name__}.{item.name}: a whole sentence"
+
+
+def test_every_option_of_a_run_has_a_group_in_the_help() -> None:
+    assert {item.name for item in fields(TrainConfig)} == {*field_names(), "method"}
+    assert len(field_names()) == len(set(field_names()))
+
+
+def test_the_flags_of_diffusers_script_are_all_there() -> None:
+    wanted = {flag.removeprefix("--") for flag in DIFFUSERS_FLAGS.split()}
+    assert len(wanted) == 49
+    assert wanted - set(field_names()) == set()
