@@ -127,5 +127,4 @@ def test_every_option_of_a_run_has_a_group_in_the_help() -> None:
 
 def test_the_flags_of_diffusers_script_are_all_there() -> None:
     wanted = {flag.removeprefix("--") for flag in DIFFUSERS_FLAGS.split()}
-    assert len(wanted) == 49
     assert wanted - set(field_names()) == set()

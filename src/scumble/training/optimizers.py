@@ -38,7 +38,7 @@ class Update:
         self.parameters = list(parameters)
         self.max_norm = config.max_grad_norm or float("inf")
         rate = config.learning_rate * (global_batch if config.scale_lr else 1)
-        self.optimizer = _optimizer(self.parameters, config, rate)
+        self.optimizer = _optimizer(self.parameters, config, rate, device)
         self.schedule = get_scheduler(
             config.lr_scheduler,
             optimizer=self.optimizer,
@@ -69,7 +69,7 @@ class Update:
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif isinstance(self.optimizer, torch.optim.AdamW):
+        elif self.optimizer.defaults.get("fused"):
             # Fused AdamW skips the step on the device itself, without a wait for the host.
             self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
             self.optimizer.step()
@@ -96,7 +96,7 @@ class Update:
 
 
 def _optimizer(
-    parameters: list[nn.Parameter], config: TrainConfig, rate: float
+    parameters: list[nn.Parameter], config: TrainConfig, rate: float, device: torch.device
 ) -> torch.optim.Optimizer:
     options: dict[str, Any] = {
         "lr": rate,
@@ -105,7 +105,7 @@ def _optimizer(
         "eps": config.adam_epsilon,
     }
     if not config.use_8bit_adam:
-        return torch.optim.AdamW(parameters, fused=True, **options)
+        return torch.optim.AdamW(parameters, fused=device.type in ("cpu", "cuda"), **options)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
