@@ -141,7 +141,7 @@ class StableDiffusion:
 
 def _component_class(name: str) -> Any:
     if name == "text_encoder":
-        from huggingface_hub.utils import enable_progress_bars
+        from huggingface_hub.utils.tqdm import enable_progress_bars
         from transformers import CLIPTextModel
         from transformers.utils import logging
 
