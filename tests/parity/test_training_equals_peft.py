@@ -18,7 +18,7 @@ def config(tmp_path):
     from PIL import Image
 
     for number in range(4):
-        Image.effect_noise((64, 64), 80).convert("RGB").save(tmp_path / f"{number}.png")
+        Image.radial_gradient("L").resize((64 + number, 64)).save(tmp_path / f"{number}.png")
         (tmp_path / f"{number}.txt").write_text(f"noise number {number}")
     return scumble.TrainConfig(
         pretrained_model_name_or_path="scumble-tiny",
@@ -80,10 +80,10 @@ def test_ten_steps_equal_peft(config):
     (phase,) = METHODS["text_to_image"](workshop)
     adapters = phase.adapters["unet"].adapters
     assert len(adapters) > 10
+    torch.manual_seed(0)
     for adapter in adapters.values():  # away from zero, where the gradient of `down` would vanish
         torch.nn.init.normal_(adapter.up, std=0.02)
     theirs = peft_unet(workshop, adapters)
-    named = {path: theirs.get_submodule(path) for path in adapters}
     parameters = [p for p in theirs.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=config.adam_weight_decay)
     update = Update(phase.parameters(), config, STEPS, 2, torch.float32, torch.device("cpu"))
@@ -103,14 +103,12 @@ def test_ten_steps_equal_peft(config):
         update.step()
         optimizer.step()
         optimizer.zero_grad()
-    for path, adapter in adapters.items():
-        layer = named[path]
-        torch.testing.assert_close(
-            adapter.down.data, layer.lora_A["default"].weight.data, atol=1e-5, rtol=1e-4
-        )
-        torch.testing.assert_close(
-            adapter.up.data, layer.lora_B["default"].weight.data, atol=1e-5, rtol=1e-4
-        )
+    ours = torch.cat([p.detach().flatten() for p in phase.parameters()])
+    reference = torch.cat([p.detach().flatten() for p in parameters])
+    assert relative(ours, reference) < 1e-5
+    # AdamW divides by the gradient's size: where that is nearly zero, rounding is enlarged, yet no
+    # entry is off by more than a tenth of a single step.
+    assert (ours - reference).abs().max() < RATE / 10
 
 
 def target_of(workshop, noisy, timesteps, plan, phase):

@@ -204,7 +204,7 @@ def huggingface_dataset(
     for flag, column in (("image_column", image_column), ("caption_column", caption_column)):
         if column is not None and column not in columns:
             error = unknown_column(f"the data set {name}", flag, column, columns)
-            if Path(name).is_dir():
+            if columns == ["text"]:  # of the text files beside pictures
                 error = UserError(error.message, f"{error.hint} {_FOLDER_HINT}")
             raise error
     wanted = [image_column] if caption_column is None else [image_column, caption_column]
