@@ -11,6 +11,8 @@ from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
 
 STEPS, RATE = 10, 1e-3
+EPSILON = 1e-6
+"""AdamW divides by the size of the gradient; with 1e-8 it enlarges the rounding of tiny ones."""
 
 
 @pytest.fixture
@@ -29,6 +31,7 @@ def config(tmp_path):
         max_train_steps=STEPS,
         rank=4,
         alpha=8,
+        adam_epsilon=EPSILON,
     )
 
 
@@ -85,7 +88,9 @@ def test_ten_steps_equal_peft(config):
         torch.nn.init.normal_(adapter.up, std=0.02)
     theirs = peft_unet(workshop, adapters)
     parameters = [p for p in theirs.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=config.adam_weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=RATE, weight_decay=config.adam_weight_decay, eps=EPSILON
+    )
     update = Update(phase.parameters(), config, STEPS, 2, torch.float32, torch.device("cpu"))
     for index in range(STEPS):
         plan = phase.plan.step(index)
@@ -106,9 +111,7 @@ def test_ten_steps_equal_peft(config):
     ours = torch.cat([p.detach().flatten() for p in phase.parameters()])
     reference = torch.cat([p.detach().flatten() for p in parameters])
     assert relative(ours, reference) < 1e-5
-    # AdamW divides by the gradient's size: where that is nearly zero, rounding is enlarged, yet no
-    # entry is off by more than a tenth of a single step.
-    assert (ours - reference).abs().max() < RATE / 10
+    assert (ours - reference).abs().max() < 1e-2 * RATE
 
 
 def target_of(workshop, noisy, timesteps, plan, phase):
