@@ -181,7 +181,8 @@ def _describe(
         return {}
     level = key_names.levels.get(component, "")
     by_name = {path.removeprefix(level): entry for path, entry in modules.items()}
-    first = next(iter(by_name.values()))
+    # Equal adapters must give equal bytes, in whatever order their layers come.
+    first = by_name[min(by_name)]
     config = {
         "r": first.rank,
         "lora_alpha": first.alpha,

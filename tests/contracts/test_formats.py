@@ -1,0 +1,183 @@
+"""What every adapter file format must keep."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scumble.errors import UserError
+from scumble.families import FAMILIES
+from scumble.formats import FORMATS, AdapterWeights, ModuleWeights, read_adapter, write_adapter
+from scumble.formats.container import read_container
+
+NAMES = FAMILIES["stable_diffusion"].key_names
+ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+CONV = "down_blocks.0.resnets.0.conv1"
+TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
+
+
+def module(rank: int, alpha: float, *kernel: int) -> ModuleWeights:
+    torch.manual_seed(rank)
+    up = (10, rank, 1, 1) if kernel else (10, rank)
+    tensors = {"down": torch.randn(rank, 6, *kernel), "up": torch.randn(up)}
+    return ModuleWeights("lora", tensors, alpha)
+
+
+def weights(**changes: ModuleWeights) -> AdapterWeights:
+    unet = {ATTENTION: module(4, 4.0)} | changes
+    return AdapterWeights({"unet": unet}, {"base_model": "some/base", "note": "ü"})
+
+
+CASES = {
+    "attention": weights(),
+    "alpha": weights(**{ATTENTION: module(4, 1.5)}),
+    "mixed": weights(
+        **{CONV: module(2, 2.0, 3, 3), "mid_block.attentions.0.proj_in": module(3, 9)}
+    ),
+    "text encoder": AdapterWeights(
+        {"unet": {ATTENTION: module(4, 4.0)}, "text_encoder": {TEXT: module(2, 1.0)}}, {}
+    ),
+}
+
+
+@pytest.fixture(params=FORMATS)
+def format_name(request):
+    return request.param
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reading_gives_back_what_was_written(format_name, case, tmp_path):
+    path = write_adapter(CASES[case], tmp_path / "a.safetensors", NAMES, format_name)
+    back = read_adapter(path, NAMES)
+    assert back.metadata == CASES[case].metadata
+    assert back.components.keys() == CASES[case].components.keys()
+    for component, modules in CASES[case].components.items():
+        assert back.components[component].keys() == modules.keys()
+        for name, entry in modules.items():
+            got = back.components[component][name]
+            assert (got.type, got.alpha, got.rank) == (entry.type, entry.alpha, entry.rank)
+            assert all(torch.equal(got.tensors[key], entry.tensors[key]) for key in entry.tensors)
+
+
+def test_equal_content_gives_equal_bytes(format_name, tmp_path):
+    turned = AdapterWeights(
+        {"unet": dict(reversed(CASES["mixed"].components["unet"].items()))},
+        dict(reversed(CASES["mixed"].metadata.items())),
+    )
+    contents = {
+        write_adapter(which, tmp_path / f"{number}.safetensors", NAMES, format_name).read_bytes()
+        for number, which in enumerate([CASES["mixed"], turned] * 3)
+    }
+    assert len(contents) == 1
+
+
+def test_only_the_file_itself_is_left(format_name, tmp_path):
+    write_adapter(CASES["mixed"], tmp_path / "new" / "a.safetensors", NAMES, format_name)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(format_name, bad, tmp_path):
+    broken = weights()
+    broken.components["unet"][ATTENTION].tensors["up"][0, 0] = bad
+    with pytest.raises(UserError, match="to_q holds NaN or infinite"):
+        write_adapter(broken, tmp_path / "a.safetensors", NAMES, format_name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_older_file_stays_when_the_new_one_cannot_be_written(format_name, tmp_path):
+    path = write_adapter(weights(), tmp_path / "a.safetensors", NAMES, format_name)
+    before = path.read_bytes()
+    broken = weights()
+    broken.components["unet"][ATTENTION].tensors["up"][0, 0] = float("nan")
+    with pytest.raises(UserError):
+        write_adapter(broken, path, NAMES, format_name)
+    assert path.read_bytes() == before
+
+
+def test_an_unknown_format_names_the_known_ones(tmp_path):
+    with pytest.raises(UserError, match="peft"):
+        write_adapter(weights(), tmp_path / "a", NAMES, "pfet")
+
+
+@pytest.mark.parametrize("cut", [0, 4, 50, -1])
+def test_a_cut_file_is_refused(cut, tmp_path):
+    path = write_adapter(weights(), tmp_path / "a.safetensors", NAMES)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match=r"a\.safetensors is not a readable"):
+        read_adapter(path, NAMES)
+
+
+def test_an_empty_adapter_is_refused(tmp_path):
+    save_file({}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="holds no adapter"):
+        read_adapter(tmp_path, NAMES)
+
+
+SPELLINGS = {
+    "diffusers": f"unet.{ATTENTION}.lora.{{}}.weight",
+    "peft": f"unet.{ATTENTION}.lora_{{}}.weight",
+    "peft without component": f"base_model.model.{ATTENTION}.lora_{{}}.weight",
+    "text encoder": f"text_encoder.{TEXT}.lora_linear_layer.{{}}.weight",
+    "text encoder, flat": f"text_encoder.{TEXT.removeprefix('text_model.')}.lora_{{}}.weight",
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_is_read(spelling, tmp_path):
+    pattern = SPELLINGS[spelling]
+    sides = ("A", "B") if "lora_{}" in pattern else ("down", "up")
+    entry = module(4, 4.0)
+    tensors = dict(zip(sides, entry.tensors.values(), strict=True))
+    save_file({pattern.format(k): t for k, t in tensors.items()}, tmp_path / "a.safetensors")
+    (modules,) = read_adapter(tmp_path, NAMES).components.values()
+    ((path, got),) = modules.items()
+    assert path == (TEXT if "text" in spelling else ATTENTION)
+    assert got.alpha == 4
+    assert torch.equal(got.tensors["down"], entry.tensors["down"])
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("unet.mid_block.to_q.lora.down.bias", "not a tensor of any known adapter type"),
+        ("transformer.blocks.0.to_q.lora_A.weight", "names none of the components"),
+        ("unet.mid_block.to_q.lora_A.weight", "lacks its up tensor"),
+    ],
+)
+def test_a_key_that_fits_nothing_is_named(key, message, tmp_path):
+    save_file({key: torch.zeros(4, 6)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=message):
+        read_adapter(tmp_path, NAMES)
+
+
+def test_a_default_lora_is_spelled_as_diffusers_scripts_do(tmp_path):
+    path = write_adapter(weights(), tmp_path / "a.safetensors", NAMES)
+    assert set(load_file(path)) == {f"unet.{ATTENTION}.lora.{s}.weight" for s in ("down", "up")}
+    _, metadata = read_container(path)
+    assert "lora_adapter_metadata" not in metadata
+
+
+def test_alpha_travels_as_diffusers_expects_it(tmp_path):
+    path = write_adapter(CASES["alpha"], tmp_path / "a.safetensors", NAMES)
+    _, metadata = read_container(path)
+    config = json.loads(metadata["lora_adapter_metadata"])
+    assert config["unet.r"] == 4
+    assert config["unet.lora_alpha"] == 1.5
+    # An unknown field would be a TypeError in the reader's PEFT.
+    assert {key.removeprefix("unet.") for key in config} <= {
+        "r",
+        "lora_alpha",
+        "target_modules",
+        "rank_pattern",
+        "alpha_pattern",
+    }
+
+
+def test_damaged_settings_are_named(tmp_path):
+    path = write_adapter(CASES["alpha"], tmp_path / "a.safetensors", NAMES)
+    tensors = load_file(path)
+    save_file(tensors, path, {"lora_adapter_metadata": "{"})
+    with pytest.raises(UserError, match=r"settings in .* are damaged"):
+        read_adapter(path, NAMES)

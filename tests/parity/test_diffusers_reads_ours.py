@@ -1,0 +1,131 @@
+"""Our files in unmodified diffusers, and theirs in ours: the same picture."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model
+from peft.utils import get_peft_model_state_dict
+
+import scumble
+from scumble.errors import UserError
+
+PRESETS = {
+    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
+    "attention, alpha not rank": ("to_q:4:8", "attn2.to_k:2:1.5", "to_out.0:8:8"),
+    "attention and convolutions": ("to_q", "conv1", "conv_shortcut", "ff.net.0.proj:2"),
+    "everything, alpha not rank": ("to_q:4:2", "conv1:4:8", "time_emb_proj:2", "proj_in:3:1"),
+}
+"""Diffusers' own converter loses the attention part of a LoRA that reaches convolutions too."""
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_diffusers_draws_the_same_from_our_file(
+    preset, make_weights, make_pipeline, draw, tmp_path
+):
+    weights = make_weights(*PRESETS[preset])
+    scumble.write_adapter(weights, tmp_path / "pytorch_lora_weights.safetensors")
+    theirs, ours = make_pipeline(), make_pipeline()
+    plain = draw(theirs)
+    theirs.load_lora_weights(tmp_path)
+    scumble.load_adapter(ours, tmp_path)
+    assert np.abs(draw(theirs) - draw(ours)).max() <= 1e-5
+    assert np.abs(draw(ours) - plain).max() > 0.05
+
+
+@pytest.mark.parametrize("with_text_encoder", [False, True])
+def test_we_draw_the_same_from_their_file(with_text_encoder, make_pipeline, draw, tmp_path):
+    theirs = make_pipeline()
+    unet_targets = ["to_q", "to_k", "to_v", "to_out.0", "conv1"]
+    theirs.unet.add_adapter(LoraConfig(r=3, lora_alpha=6, target_modules=unet_targets))
+    options = {"unet_lora_layers": get_peft_model_state_dict(theirs.unet)}
+    options["unet_lora_adapter_metadata"] = {
+        "r": 3,
+        "lora_alpha": 6,
+        "target_modules": unet_targets,
+    }
+    models = [theirs.unet]
+    if with_text_encoder:
+        targets = ["q_proj", "out_proj"]
+        theirs.text_encoder.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets))
+        models.append(theirs.text_encoder)
+    torch.manual_seed(1)
+    for model in models:
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    options["unet_lora_layers"] = get_peft_model_state_dict(theirs.unet)
+    if with_text_encoder:
+        options["text_encoder_lora_layers"] = get_peft_model_state_dict(theirs.text_encoder)
+    StableDiffusionPipeline.save_lora_weights(tmp_path, **options)
+    ours = make_pipeline()
+    plain = draw(ours)
+    scumble.load_adapter(ours, tmp_path)
+    assert np.abs(draw(theirs) - draw(ours)).max() <= 1e-5
+    assert np.abs(draw(ours) - plain).max() > 0.01
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_a_folder_of_pefts_own(use_rslora, make_pipeline, draw, tmp_path):
+    theirs = make_pipeline()
+    config = LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_v"], use_rslora=use_rslora)
+    theirs.unet = get_peft_model(theirs.unet, config)
+    torch.manual_seed(2)
+    for name, parameter in theirs.unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    theirs.unet.save_pretrained(tmp_path)
+    ours = make_pipeline()
+    scumble.load_adapter(ours, tmp_path)
+    assert np.abs(draw(theirs) - draw(ours)).max() <= 1e-5
+
+
+def test_merged_equals_apart(make_weights, make_pipeline, draw):
+    pipeline = make_pipeline()
+    plain = draw(pipeline)
+    scumble.load_adapter(pipeline, make_weights("to_q", "conv1"), name="a", strength=0.8)
+    scumble.load_adapter(pipeline, make_weights("to_k:2"), name="b", strength=-0.5)
+    apart = draw(pipeline)
+    scumble.merge_adapters(pipeline)
+    assert np.abs(draw(pipeline) - apart).max() <= 1e-4
+    scumble.unmerge_adapters(pipeline)
+    assert np.array_equal(draw(pipeline), apart)
+    scumble.unload_adapters(pipeline)
+    assert np.array_equal(draw(pipeline), plain)
+
+
+def test_strengths_and_names(make_weights, make_pipeline, draw):
+    pipeline = make_pipeline()
+    plain = draw(pipeline)
+    scumble.load_adapter(pipeline, make_weights("to_q"), name="a")
+    scumble.load_adapter(pipeline, make_weights("to_v"), name="b")
+    both = draw(pipeline)
+    scumble.set_strengths(pipeline, {"a": 0.0})
+    assert not np.array_equal(draw(pipeline), both)
+    scumble.set_strengths(pipeline, {"b": 0.0})
+    assert np.array_equal(draw(pipeline), plain)
+    for call in (
+        lambda: scumble.set_strengths(pipeline, {"c": 1}),
+        lambda: scumble.unload_adapters(pipeline, "c"),
+    ):
+        with pytest.raises(UserError, match="Loaded: a, b"):
+            call()
+    scumble.unload_adapters(pipeline, "a")
+    with pytest.raises(UserError, match="Loaded: b"):
+        scumble.unload_adapters(pipeline, "a")
+
+
+def test_an_adapter_of_another_base_is_refused_whole(make_weights, make_pipeline, draw):
+    pipeline = make_pipeline()
+    plain = draw(pipeline)
+    wider = make_weights("to_q")
+    first = next(iter(wider.components["unet"].values()))
+    first.tensors["down"] = torch.zeros(4, 999)
+    with pytest.raises(UserError, match=r"shape \(4, 999\)"):
+        scumble.load_adapter(pipeline, wider)
+    deeper = make_weights("to_q")
+    modules = deeper.components["unet"]
+    modules["down_blocks.9.attn.to_q"] = modules.pop(next(iter(modules)))
+    with pytest.raises(UserError, match=r"down_blocks\.9\.attn\.to_q.*lacks"):
+        scumble.load_adapter(pipeline, deeper)
+    assert np.array_equal(draw(pipeline), plain)
