@@ -56,11 +56,11 @@ def main(words: list[str]) -> int:
         parser.error(f"{options.verb} takes no further words: {' '.join(rest)}")
     require_python()
     set_up(("test", "check") if options.verb == "check" else ("test",), options.torch_index)
+    # The built-in model is too small to share: on a busy machine its threads mostly wait.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if options.verb == "demo":
         return call([PYTHON, "-m", "scumble", "demo", *rest], Path.cwd())
     if options.verb == "test":
-        # More threads than cores wait for each other: each worker gets one.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
         return call([PYTHON, "-m", "pytest", *pytest_words(rest)])
     return check() if options.verb == "check" else 0
 

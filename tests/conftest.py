@@ -1,4 +1,4 @@
-"""What every test may use: the built-in base as diffusers opens it, a small denoiser, no network."""
+"""What every test may use: the built-in base as diffusers opens it, a small UNet, no network."""
 
 import os
 from collections.abc import Callable

@@ -172,6 +172,14 @@ def test_further_words_and_exit_codes_pass_through(run, monkeypatch):
     assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
+@pytest.mark.parametrize("verb", ["demo", "test"])
+def test_the_built_in_model_gets_one_thread(run, monkeypatch, verb):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    run.main([verb])
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
 def test_every_check_runs_even_if_one_fails(run, capsys):
     run.set_up(("test", "check"), None)
     kinds(run)

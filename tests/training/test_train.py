@@ -258,3 +258,9 @@ def test_bad_input_is_one_clear_error(make_config, changes, message):
     with pytest.raises(UserError) as caught:
         scumble.train(make_config(**changes))
     assert message in str(caught.value)
+
+
+def test_gradient_checkpointing_changes_no_number(make_config, tmp_path):
+    scumble.train(make_config(output_dir=str(tmp_path / "plain")))
+    scumble.train(make_config(output_dir=str(tmp_path / "lean"), gradient_checkpointing=True))
+    assert losses(tmp_path / "lean") == pytest.approx(losses(tmp_path / "plain"), rel=1e-6)

@@ -131,7 +131,10 @@ class Adapter(nn.Module, ABC):
         Raises:
             UserError: a tensor is missing or does not fit the layer.
         """
-        adapter = cls(layer, cls.rank_of(tensors), alpha)
+        rank = cls.rank_of(tensors)
+        if rank < 1:
+            raise UserError("its tensors are empty")
+        adapter = cls(layer, rank, alpha)
         adapter.copy_tensors(tensors)
         return adapter
 

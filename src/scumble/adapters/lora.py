@@ -73,5 +73,6 @@ class LoRA(Adapter):
 
     @classmethod
     def rank_of(cls, tensors: Mapping[str, Tensor]) -> int:
-        """The rank is the first dimension of `down`."""
-        return int(tensors["down"].shape[0])
+        """The rank is the first dimension of `down`, which is a matrix or a kernel."""
+        down = tensors["down"]
+        return int(down.shape[0]) if down.ndim > 1 else 0

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import tyro
 
@@ -37,7 +37,7 @@ def parse_flags(
     grouped.__doc__ = f"{description}\n\nA file with the same names as keys: --config FILE.toml."
     parsed: Any = tyro.cli(
         grouped,
-        args=rest,
+        args=_gather_repeats(rest, groups),
         prog=program,
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
@@ -60,6 +60,24 @@ def _take_config(arguments: list[str], groups: Sequence[type]) -> tuple[list[str
             raise UserError("--config needs a file behind it")
         settings |= read_config_file(path, known)
     return rest, settings
+
+
+def _gather_repeats(arguments: Sequence[str], groups: Sequence[type]) -> list[str]:
+    """Join `--adapter a --adapter b` into `--adapter a b`; tyro would keep b alone."""
+    hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
+    parts: dict[str, list[str]] = {"": []}
+    current = parts[""]
+    for number, word in enumerate(arguments):
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--"):
+            current.append(word)
+        elif get_origin(hints.get(name)) is tuple:
+            current = parts.setdefault(name, [f"--{name}"])
+            current += [value] if equals else []
+        else:
+            current = parts.setdefault(f"{name} {number}", [word])
+    return [word for part in parts.values() for word in part]
 
 
 def _with_file(group: type, settings: dict[str, Any]) -> Any:

@@ -55,7 +55,7 @@ class BaseModel:
         """Read one component's configuration.
 
         Raises:
-            UserError: the base lacks the component.
+            UserError: the base lacks the component, or its configuration is damaged.
         """
         if self._is_local:
             path = Path(self.location) / component / file_name
@@ -66,7 +66,10 @@ class BaseModel:
                 )
         else:
             path = self._download(f"{component}/{file_name}")
-        return cast(dict[str, Any], json.loads(path.read_text("utf-8")))
+        try:
+            return cast(dict[str, Any], json.loads(path.read_text("utf-8")))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error})", "Fetch the model again.") from error
 
     def _download(self, file_name: str) -> Path:
         return _hub_file(self.location, file_name, self.revision, self.cache_dir)
@@ -102,7 +105,7 @@ def locate(
         pipeline_class = _pipeline_class(path / "model_index.json", name)
     elif path.is_file() and location.endswith(CHECKPOINT_SUFFIXES):
         pipeline_class = "StableDiffusionPipeline"
-    elif path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    elif path.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise UserError(
             f"there is no base model at '{name}'",
             "Give a folder in diffusers' layout, a .safetensors checkpoint, a Hub id such as "

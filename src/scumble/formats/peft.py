@@ -68,7 +68,7 @@ def read(path: Path, key_names: KeyNames) -> AdapterWeights:
             rank = ADAPTERS[type_name].rank_of(parameters)
             alpha = alphas.get(f"{component}.{module}")
             if alpha is None:
-                alpha = _alpha(config.get(component, {}), module, rank)
+                alpha = _alpha(config.get(component, {}), module, rank, path)
             components[component][module] = ModuleWeights(type_name, parameters, alpha)
     kept = {k: v for k, v in metadata.items() if k not in (CONFIG_KEY, "format")}
     return AdapterWeights(components, kept)
@@ -82,6 +82,8 @@ def write(weights: AdapterWeights, path: Path, key_names: KeyNames) -> None:
     """
     tensors: dict[str, Tensor] = {}
     config: dict[str, Any] = {}
+    # diffusers takes settings of one component for settings of all: describe every one, or none.
+    describe = any(_needs_settings(modules) for modules in weights.components.values())
     for component, modules in weights.components.items():
         spelling = 0 if all(ATTENTION.search(path) for path in modules) else 1
         for module, entry in modules.items():
@@ -91,7 +93,8 @@ def write(weights: AdapterWeights, path: Path, key_names: KeyNames) -> None:
             if entry.type != "lora":
                 tensors[f"{stem}.alpha"] = torch.tensor(float(entry.alpha))
         lora = {m: e for m, e in modules.items() if e.type == "lora"}
-        config |= _describe(component, lora, key_names)
+        if describe and lora:
+            config |= _describe(component, lora, key_names)
     metadata = dict(weights.metadata)
     if config:
         metadata[CONFIG_KEY] = json.dumps(config, sort_keys=True)
@@ -158,27 +161,35 @@ def _configuration(
             }
         if beside.is_file():
             return {key_names.components[0]: json.loads(beside.read_text("utf-8"))}
-    except (json.JSONDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise UserError(f"the adapter settings in {path} are damaged ({error})") from error
     return {}
 
 
-def _alpha(config: Mapping[str, Any], module: str, rank: int) -> float:
-    alpha = config.get("lora_alpha", rank)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if module == pattern or module.endswith("." + pattern):
-            alpha = value
-            break
-    # rank-stabilised LoRA scales by alpha / sqrt(rank) (arXiv:2312.03732).
-    return float(alpha) * (rank**0.5 if config.get("use_rslora") else 1.0)
+def _alpha(config: Mapping[str, Any], module: str, rank: int, path: Path) -> float:
+    try:
+        alpha = config.get("lora_alpha", rank)
+        for pattern, value in (config.get("alpha_pattern") or {}).items():
+            # PEFT's own rule: a regular expression for the end of the path, whole names only.
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                alpha = value
+                break
+        # rank-stabilised LoRA scales by alpha / sqrt(rank) (arXiv:2312.03732).
+        return float(alpha) * (rank**0.5 if config.get("use_rslora") else 1.0)
+    except (ValueError, TypeError, AttributeError, re.error) as error:
+        raise UserError(f"the adapter settings of {path} are damaged ({error})") from error
+
+
+def _needs_settings(modules: Mapping[str, ModuleWeights]) -> bool:
+    """Whether alpha is not rank somewhere, or ranks differ, which older diffusers cannot guess."""
+    lora = [entry for entry in modules.values() if entry.type == "lora"]
+    return len({entry.rank for entry in lora} | {entry.alpha for entry in lora}) > 1
 
 
 def _describe(
     component: str, modules: Mapping[str, ModuleWeights], key_names: KeyNames
 ) -> dict[str, Any]:
-    """The flat configuration that readers need where alpha is not rank; nothing where it is."""
-    if all(entry.alpha == entry.rank for entry in modules.values()):
-        return {}
+    """The flat configuration of one component, with PEFT's field names."""
     level = key_names.levels.get(component, "")
     by_name = {path.removeprefix(level): entry for path, entry in modules.items()}
     # Equal adapters must give equal bytes, in whatever order their layers come.

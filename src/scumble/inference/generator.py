@@ -1,5 +1,6 @@
 """From prompts to pictures, for sample pictures while training and for `scumble generate`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +74,8 @@ def draw(pipeline: Any, prompt: str, seed: int, sampling: Sampling) -> Image:
         width=sampling.width,
         num_inference_steps=sampling.num_inference_steps,
         guidance_scale=sampling.guidance_scale,
-        generator=torch.Generator().manual_seed(seed),
+        # Any whole number is a seed; the generator itself takes 64 bits.
+        generator=torch.Generator().manual_seed(seed % 2**63),
         output_type="np",
     )
     pixels = torch.from_numpy(result.images)
@@ -177,9 +179,10 @@ def parse_adapter(text: str) -> tuple[str, float]:
     """Split "path:0.7" into path and strength; a path that has a colon of its own stays whole."""
     path, _, strength = text.rpartition(":")
     try:
-        return (path, float(strength)) if path else (text, 1.0)
+        value = float(strength)
     except ValueError:
         return text, 1.0
+    return (path, value) if path and math.isfinite(value) else (text, 1.0)
 
 
 def _locate_base(config: GenerateConfig, adapters: Sequence[str]) -> BaseModel:

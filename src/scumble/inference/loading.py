@@ -85,6 +85,10 @@ def load_adapter(
     else:
         weights = formats.read_adapter(source, family.key_names)
         name = name or _name_of(Path(source))
+    if not any(weights.components.values()):
+        raise UserError(f"the adapter '{name}' has no tensors", "Nothing was loaded.")
+    if name in _loaded_names(pipeline):
+        raise UserError(f"an adapter named '{name}' is already loaded", "Give it another name.")
     models = {c: getattr(pipeline, c, None) for c in weights.components}
     plans = {c: _plan(family, c, models[c], modules) for c, modules in weights.components.items()}
     attached: list[nn.Module] = []
@@ -226,9 +230,14 @@ def _models(pipeline: Any) -> list[nn.Module]:
     return [part for part in parts if part is not None]
 
 
+def _loaded_names(pipeline: Any) -> list[str]:
+    names = (name for model in _models(pipeline) for name in blend.adapter_names(model))
+    return list(dict.fromkeys(names))
+
+
 def _require_loaded(pipeline: Any, names: Mapping[str, float] | tuple[str, ...]) -> None:
-    loaded = [name for model in _models(pipeline) for name in blend.adapter_names(model)]
+    loaded = _loaded_names(pipeline)
     for name in names:
         if name not in loaded:
-            known = ", ".join(dict.fromkeys(loaded)) or "none"
+            known = ", ".join(loaded) or "none"
             raise UserError(f"no adapter named '{name}' is loaded", f"Loaded: {known}.")
