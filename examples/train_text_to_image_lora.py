@@ -1,6 +1,6 @@
 """Text-to-image LoRA with the command line of the 2023 article.
 
-    accelerate launch --mixed_precision="fp16" train_text_to_image_lora.py \
+accelerate launch --mixed_precision="fp16" train_text_to_image_lora.py \
       --pretrained_model_name_or_path=$MODEL_NAME --dataset_name=$DATASET_NAME ...
 """
 

@@ -23,3 +23,9 @@ class Stopped(Exception):  # noqa: N818 - not an error
     Args:
         message: where it stopped, what was saved, and how to go on.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of another library says, cut to its first line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

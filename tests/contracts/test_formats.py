@@ -4,8 +4,11 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
+from scumble.adapters import ADAPTERS, LayerSpec
 from scumble.errors import UserError
 from scumble.families import FAMILIES
 from scumble.formats import FORMATS, AdapterWeights, ModuleWeights, read_adapter, write_adapter
@@ -175,9 +178,79 @@ def test_alpha_travels_as_diffusers_expects_it(tmp_path):
     }
 
 
-def test_damaged_settings_are_named(tmp_path):
+def test_settings_describe_every_component_or_none(tmp_path):
+    # diffusers would read the other component's ranks from the settings too, and find none there.
+    path = write_adapter(CASES["text encoder"], tmp_path / "a.safetensors", NAMES)
+    config = json.loads(read_container(path)[1]["lora_adapter_metadata"])
+    assert (config["unet.r"], config["unet.lora_alpha"]) == (4, 4)
+    assert (config["text_encoder.r"], config["text_encoder.lora_alpha"]) == (2, 1)
+    assert config["text_encoder.target_modules"] == [TEXT.removeprefix("text_model.")]
+
+
+def test_ranks_that_differ_are_written_down(tmp_path):
+    # Without settings, older diffusers take the first layer's rank for everybody's alpha.
+    ranks = weights(**{ATTENTION.replace("to_q", "to_k"): module(2, 2.0)})
+    path = write_adapter(ranks, tmp_path / "a.safetensors", NAMES)
+    config = json.loads(read_container(path)[1]["lora_adapter_metadata"])
+    assert set(config["unet.rank_pattern"].values()) | {config["unet.r"]} == {2, 4}
+    assert config["unet.rank_pattern"] == config["unet.alpha_pattern"]
+
+
+def test_paths_of_a_live_text_encoder_are_spelled_as_files_do(format_name, tmp_path):
+    live = AdapterWeights({"text_encoder": {TEXT.removeprefix("text_model."): module(2, 2.0)}})
+    path = write_adapter(live, tmp_path / "a.safetensors", NAMES, format_name)
+    assert list(read_adapter(path, NAMES).components["text_encoder"]) == [TEXT]
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (0, 6)])
+def test_tensors_without_a_rank_are_refused(shape, tmp_path):
+    key = f"unet.{ATTENTION}.lora.{{}}.weight"
+    path = tmp_path / "a.safetensors"
+    save_file({key.format(side): torch.zeros(shape) for side in ("down", "up")}, path)
+    with pytest.raises(UserError, match="to_q has no rank"):
+        read_adapter(path, NAMES)
+    empty = ModuleWeights("lora", {s: torch.zeros(shape) for s in ("down", "up")}, 1.0)
+    with pytest.raises(UserError, match="to_q has no rank"):
+        write_adapter(weights(**{ATTENTION: empty}), tmp_path / "b.safetensors", NAMES)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["{", "[]", "3", '{"unet.lora_alpha": null}', '{"unet.alpha_pattern": {"(": 1}}'],
+)
+def test_damaged_settings_are_named(settings, tmp_path):
     path = write_adapter(CASES["alpha"], tmp_path / "a.safetensors", NAMES)
     tensors = load_file(path)
-    save_file(tensors, path, {"lora_adapter_metadata": "{"})
-    with pytest.raises(UserError, match=r"settings in .* are damaged"):
+    save_file(tensors, path, {"lora_adapter_metadata": settings})
+    with pytest.raises(UserError, match=r"settings (in|of) .* are damaged"):
         read_adapter(path, NAMES)
+
+
+PEFT_OPTIONS = {
+    "plain": {},
+    "rank-stabilised": {"use_rslora": True},
+    "patterns": {"rank_pattern": {"to_q": 2}, "alpha_pattern": {r"up_blocks\..*\.conv1": 7}},
+}
+
+
+@pytest.mark.parametrize("case", PEFT_OPTIONS)
+def test_a_folder_of_pefts_own_gives_pefts_changes(case, tiny_unet, tmp_path):
+    targets = ["to_q", "to_out.0", "conv1"]
+    config = LoraConfig(r=4, lora_alpha=3, target_modules=targets, **PEFT_OPTIONS[case])
+    model = get_peft_model(tiny_unet(), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    wanted = {
+        name.removeprefix("base_model.model."): layer.get_delta_weight("default")
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    modules = read_adapter(tmp_path, NAMES).components["unet"]
+    assert modules.keys() == wanted.keys()
+    assert any("conv1" in path for path in modules)
+    for path, entry in modules.items():
+        layer = LayerSpec(tuple(wanted[path].shape))
+        adapter = ADAPTERS[entry.type].from_tensors(layer, entry.tensors, entry.alpha)
+        torch.testing.assert_close(adapter.delta(), wanted[path])

@@ -1,13 +1,15 @@
 """Adapters with values that change the picture, for exchange with other programs."""
 
+from collections.abc import Sequence
 from importlib.resources import files
 
 import pytest
 import torch
+from torch import nn
 
 from scumble.adapters import LoRA
 from scumble.adapters.inject import Target, inject
-from scumble.formats import AdapterWeights
+from scumble.formats import AdapterWeights, ModuleWeights
 from scumble.formats.weights import module_weights
 
 
@@ -40,14 +42,20 @@ def draw():
 
 @pytest.fixture
 def make_weights(make_pipeline):
-    """Builds a LoRA on the built-in base's denoiser for the given targets."""
+    """Builds a LoRA on the built-in base's denoiser, or on other parts, for the given targets."""
 
-    def make(*targets: str) -> AdapterWeights:
+    def made(model: nn.Module, targets: Sequence[str]) -> dict[str, ModuleWeights]:
         parsed = [Target.parse(text, 4, None) for text in targets]
-        adapters = inject(make_pipeline().unet, "made", LoRA, parsed)
+        adapters = inject(model, "made", LoRA, parsed)
         torch.manual_seed(0)
         for adapter in adapters.adapters.values():
-            torch.nn.init.normal_(adapter.up, std=0.05)
-        return AdapterWeights({"unet": module_weights(adapters, "lora")}, {"base_model": "tiny"})
+            nn.init.normal_(adapter.up, std=0.05)
+        return module_weights(adapters, "lora")
+
+    def make(*unet: str, **others: Sequence[str]) -> AdapterWeights:
+        pipeline = make_pipeline()
+        parts = {"unet": unet, **others}
+        components = {name: made(getattr(pipeline, name), parts[name]) for name in parts}
+        return AdapterWeights(components, {"base_model": "tiny"})
 
     return make

@@ -9,6 +9,7 @@ from peft.utils import get_peft_model_state_dict
 
 import scumble
 from scumble.errors import UserError
+from scumble.formats import AdapterWeights
 
 PRESETS = {
     "attention": ("to_q", "to_k", "to_v", "to_out.0"),
@@ -31,6 +32,32 @@ def test_diffusers_draws_the_same_from_our_file(
     scumble.load_adapter(ours, tmp_path)
     assert np.abs(draw(theirs) - draw(ours)).max() <= 1e-5
     assert np.abs(draw(ours) - plain).max() > 0.05
+
+
+TEXT_PRESETS = {
+    "both as they come": (("to_q",), ("q_proj", "v_proj")),
+    "alpha not rank in the denoiser alone": (("to_q:4:8",), ("q_proj:3",)),
+    "alpha not rank in the text encoder alone": (("to_q:2",), ("out_proj:4:2",)),
+    "ranks differ, alpha as rank": (("to_q:2", "to_k:5"), ("q_proj:3", "k_proj:2")),
+    "beyond attention": (("to_q:2", "conv1:4:8"), ("fc1", "fc2:2:6", "v_proj:4:1")),
+}
+
+
+@pytest.mark.parametrize("preset", TEXT_PRESETS)
+def test_diffusers_reads_every_component_of_ours(
+    preset, make_weights, make_pipeline, draw, tmp_path
+):
+    unet, text_encoder = TEXT_PRESETS[preset]
+    weights = make_weights(*unet, text_encoder=text_encoder)
+    scumble.write_adapter(weights, tmp_path / "pytorch_lora_weights.safetensors")
+    theirs, ours = make_pipeline(), make_pipeline()
+    theirs.load_lora_weights(tmp_path)
+    scumble.load_adapter(ours, tmp_path)
+    drawn = draw(ours)
+    assert np.abs(draw(theirs) - drawn).max() <= 1e-5
+    without = make_pipeline()
+    scumble.load_adapter(without, AdapterWeights({"unet": weights.components["unet"]}))
+    assert np.abs(draw(without) - drawn).max() > 0.005
 
 
 @pytest.mark.parametrize("with_text_encoder", [False, True])
@@ -65,10 +92,17 @@ def test_we_draw_the_same_from_their_file(with_text_encoder, make_pipeline, draw
     assert np.abs(draw(ours) - plain).max() > 0.01
 
 
-@pytest.mark.parametrize("use_rslora", [False, True])
-def test_a_folder_of_pefts_own(use_rslora, make_pipeline, draw, tmp_path):
+PATTERNS = {
+    "rank_pattern": {"attn2.to_q": 2, r"mid_block\..*\.to_v": 6},
+    "alpha_pattern": {"to_v": 9, r"^down_blocks\..*\.attn1\.to_q": 1},
+}
+"""As PEFT reads them: regular expressions for the end of a path."""
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, PATTERNS])
+def test_a_folder_of_pefts_own(options, make_pipeline, draw, tmp_path):
     theirs = make_pipeline()
-    config = LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_v"], use_rslora=use_rslora)
+    config = LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_v"], **options)
     theirs.unet = get_peft_model(theirs.unet, config)
     torch.manual_seed(2)
     for name, parameter in theirs.unet.named_parameters():

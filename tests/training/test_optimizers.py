@@ -1,5 +1,7 @@
 """One step of the optimizer: clipping, skipping what is not finite, schedules, scaling."""
 
+import sys
+
 import pytest
 import torch
 
@@ -7,91 +9,106 @@ import scumble
 from scumble.errors import UserError
 from scumble.training.optimizers import Update
 
+CPU = torch.device("cpu")
+
 
 def make_update(parameter, *, max_steps=10, global_batch=1, **changes):
     settings = {"pretrained_model_name_or_path": "b", "train_data_dir": "p", "learning_rate": 0.1}
     config = scumble.TrainConfig(**(settings | changes))
-    cpu = torch.device("cpu")
-    return Update([parameter], config, max_steps, global_batch, torch.float32, cpu)
+    return Update([parameter], config, max_steps, global_batch, torch.float32, CPU)
 
 
 def parameter():
     return torch.nn.Parameter(torch.ones(4))
 
 
-def test_the_gradient_is_clipped_to_the_norm():
-    weight = parameter()
-    update = make_update(weight, max_grad_norm=0.5)
-    seen = []
-    update.optimizer.register_step_pre_hook(lambda *_: seen.append(weight.grad.norm().item()))
-    update.backward((weight * 100).sum())
-    norm = update.step()
-    assert norm.item() == pytest.approx(200)
-    assert seen == pytest.approx([0.5], rel=1e-5)
+def take(update, weight, factor, step=0):
+    """One step on the loss `factor` times the sum of the weights."""
+    update.backward((weight * factor).sum())
+    return update.step(step)
 
 
-def test_zero_turns_clipping_off():
+@pytest.mark.parametrize(("limit", "seen_norm"), [(0.5, 0.5), (0, 200)])
+def test_the_gradient_is_clipped_to_the_norm(limit, seen_norm):
     weight = parameter()
-    update = make_update(weight, max_grad_norm=0)
+    update = make_update(weight, max_grad_norm=limit)
     seen = []
     update.optimizer.register_step_pre_hook(lambda *_: seen.append(weight.grad.norm().item()))
-    update.backward((weight * 100).sum())
-    update.step()
-    assert seen == pytest.approx([200])
+    assert take(update, weight, 100).item() == pytest.approx(200)
+    assert seen == pytest.approx([seen_norm], rel=1e-5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_leaves_the_weights(bad):
+def test_nothing_moves_from_a_bad_gradient_on(bad):
     weight = parameter()
     update = make_update(weight)
-    update.backward((weight * 2).sum())
-    update.step()
-    before = weight.detach().clone()
-    update.backward((weight * bad).sum())
-    norm = update.step()
-    assert not torch.isfinite(norm)
+    take(update, weight, 2, 0)
+    before, state = weight.detach().clone(), update.state()
+    step_count = state["moments"][0]["step"].clone()
+    assert not torch.isfinite(take(update, weight, bad, 1))
+    assert torch.isfinite(take(update, weight, 2, 2))
     assert torch.equal(weight, before)
-    update.backward((weight * 2).sum())
-    update.step()
-    assert torch.isfinite(weight).all()
-    assert not torch.equal(weight, before)
+    assert torch.equal(update.state()["moments"][0]["step"], step_count)
 
 
-def test_the_schedule_runs_over_the_steps():
+def test_the_rate_depends_on_the_step_alone():
+    update = make_update(parameter(), lr_scheduler="linear", lr_warmup_steps=2, max_steps=4)
+    rates = [update.learning_rate(step) for step in range(4)]
+    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.05])
+    assert update.learning_rate(1) == rates[1]
+
+
+def test_the_rate_is_what_the_step_is_taken_with():
     weight = parameter()
     update = make_update(weight, lr_scheduler="linear", lr_warmup_steps=2, max_steps=4)
-    rates = []
-    for _ in range(4):
-        rates.append(update.learning_rate)
-        update.backward(weight.sum())
-        update.step()
-    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.05])
+    take(update, weight, 1, 0)
+    assert torch.equal(weight, torch.ones(4))
+    take(update, weight, 1, 1)
+    assert weight[0].item() == pytest.approx(1 - 0.05, rel=1e-3)
 
 
 def test_scale_lr_multiplies_by_the_whole_batch():
-    assert make_update(parameter(), scale_lr=True, global_batch=8).learning_rate == 0.1 * 8
+    update = make_update(parameter(), scale_lr=True, global_batch=8)
+    assert update.learning_rate(0) == 0.1 * 8
 
 
-def test_8bit_adam_without_its_package_says_what_to_install():
-    pytest.importorskip("torch")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        with pytest.raises(UserError, match=r"scumble\[bitsandbytes\]"):
-            make_update(parameter(), use_8bit_adam=True)
+def test_8bit_adam_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(UserError, match=r"scumble\[bitsandbytes\]"):
+        make_update(parameter(), use_8bit_adam=True)
 
 
 def test_state_goes_on_bit_for_bit():
-    def steps(update, weight, count):
-        for _ in range(count):
+    def steps(update, weight, first, last):
+        for step in range(first, last):
             update.backward((weight**2).sum())
-            update.step()
+            update.step(step)
 
     whole, parts = parameter(), parameter()
-    steps(make_update(whole, lr_scheduler="cosine"), whole, 6)
+    steps(make_update(whole, lr_scheduler="cosine"), whole, 0, 6)
     first = make_update(parts, lr_scheduler="cosine")
-    steps(first, parts, 3)
+    steps(first, parts, 0, 3)
     second = make_update(parts, lr_scheduler="cosine")
     second.load_state(first.state())
-    steps(second, parts, 3)
+    steps(second, parts, 3, 6)
     assert torch.equal(whole, parts)
+
+
+def test_new_settings_hold_after_going_on():
+    weight = parameter()
+    old = make_update(weight)
+    take(old, weight, 1)
+    new = make_update(weight, learning_rate=0.5, adam_beta1=0.5)
+    new.load_state(old.state())
+    take(new, weight, 1, 1)
+    assert new.optimizer.param_groups[0]["lr"] == 0.5
+    assert new.optimizer.param_groups[0]["betas"][0] == 0.5
+
+
+def test_state_of_other_parameters_is_refused():
+    old = make_update(parameter())
+    config = old.optimizer.state_dict()
+    assert config["param_groups"]
+    with pytest.raises(UserError, match="--target_modules"):
+        old.load_state({"moments": {0: {}, 1: {}}, "scaler": {}})

@@ -4,7 +4,7 @@ Shape suffixes: O output channels, I input channels, R rank, K kernel edge.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -86,17 +86,23 @@ class Adapter(nn.Module, ABC):
         return self.alpha / self.rank
 
     @abstractmethod
-    def initialise(self, init: str, generator: torch.Generator) -> None:
+    def initialise(self, init: str, generator: torch.Generator, weight: Tensor) -> None:
         """Set the start values so that the layer's output is unchanged.
 
         Args:
             init: "gaussian" or "kaiming".
             generator: source of the random numbers.
+            weight: the frozen weight, for types that start from its norms or factors.
         """
 
     @abstractmethod
     def delta(self) -> Tensor:
         """The change of the weight, scale included: fp32, of the layer's weight shape."""
+
+    @classmethod
+    def is_complete(cls, names: Set[str]) -> bool:
+        """Whether tensors of these parameter names make up one adapter of this type."""
+        return set(names) == set(cls.file_names)
 
     @classmethod
     @abstractmethod

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scumble.adapters.base import Adapter, LayerSpec
 from scumble.adapters.layer import AdaptedLayer
 from scumble.errors import UserError
 from scumble.randomness import generator
+
+Builder = Callable[[LayerSpec, Tensor], Adapter]
+"""(the layer's description, its frozen weight) -> the adapter for it."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def find_targets(model: nn.Module, targets: Sequence[Target]) -> dict[str, Targe
 def attach(
     model: nn.Module,
     name: str,
-    build: Mapping[str, Callable[[LayerSpec], Adapter]],
+    build: Mapping[str, Builder],
     strength: float = 1.0,
 ) -> AdapterSet:
     """Wrap the layers at the given paths and put an adapter on each; all of them or none.
@@ -177,16 +180,17 @@ def attach(
     ready: dict[str, Adapter] = {}
     for path, build_adapter in build.items():
         layer = layers[path]
+        assert isinstance(layer, AdaptedLayer | nn.Linear | nn.Conv2d)
         spec = layer.spec if isinstance(layer, AdaptedLayer) else LayerSpec.of(layer)
         try:
-            ready[path] = build_adapter(spec)
+            ready[path] = build_adapter(spec, layer.weight)
         except UserError as error:
             raise UserError(f"{path}: {error.message}", error.hint) from error
     wrapped: dict[str, AdaptedLayer] = {}
     for path, adapter in ready.items():
         layer = layers[path]
+        assert isinstance(layer, AdaptedLayer | nn.Linear | nn.Conv2d)
         if not isinstance(layer, AdaptedLayer):
-            assert isinstance(layer, nn.Linear | nn.Conv2d)
             layer = AdaptedLayer(layer)
             layer.train(layer.base.training)
             _replace(model, path, layer)
@@ -218,10 +222,10 @@ def inject(
         UserError: a pattern matches nothing.
     """
 
-    def builder(path: str, target: Target) -> Callable[[LayerSpec], Adapter]:
-        def build(spec: LayerSpec) -> Adapter:
+    def builder(path: str, target: Target) -> Builder:
+        def build(spec: LayerSpec, weight: Tensor) -> Adapter:
             adapter = adapter_type(spec, target.rank, target.alpha)
-            adapter.initialise(init, generator(seed, f"adapter init {path}"))
+            adapter.initialise(init, generator(seed, f"adapter init {path}"), weight)
             return adapter
 
         return build

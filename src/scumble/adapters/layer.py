@@ -1,6 +1,6 @@
 """One wrapper for every adapted layer, whatever is attached to it."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ class AdaptedLayer(nn.Module):
         self.names: list[str] = []
         self.strengths: dict[str, float] = {}
         self._original: Tensor | None = None
+        self.register_state_dict_post_hook(_hide_wrapper)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_expect_wrapper)  # type: ignore[no-untyped-call]
 
     @property
     def weight(self) -> Tensor:
@@ -70,19 +72,16 @@ class AdaptedLayer(nn.Module):
         """The layer's output with every adapter's change in it."""
         if self.is_merged:
             return cast(Tensor, self.base(x))
-        weight: Tensor | None = None
+        active = self.active()
         changes: list[Tensor] = []
-        for adapter, strength in self.active():
+        for adapter, strength in active:
             change = adapter.branch(x)
             if change is None:
-                start = self.base.weight.float() if weight is None else weight
-                weight = adapter.merged(start, strength)
-            else:
-                changes.append(change if strength == 1 else change * strength)
-        if weight is None:
-            y = cast(Tensor, self.base(x))
-        else:
-            y = self.spec.apply(x, weight.to(x.dtype), self.base.bias)
+                # One that needs the whole weight: then all go there, in order, as in `merge`.
+                weight = self._with_changes(active).to(x.dtype)
+                return self.spec.apply(x, weight, self.base.bias)
+            changes.append(change if strength == 1 else change * strength)
+        y = cast(Tensor, self.base(x))
         for change in changes:
             y = y + change
         return y
@@ -92,9 +91,7 @@ class AdaptedLayer(nn.Module):
         """Write the adapters into the weight: summed in fp32, rounded once."""
         if self.is_merged or not self.active():
             return
-        weight = self.base.weight.float()
-        for adapter, strength in self.active():
-            weight = adapter.merged(weight, strength)
+        weight = self._with_changes(self.active())
         self._original = self.base.weight.detach().clone()
         self.base.weight.copy_(weight)
 
@@ -104,3 +101,32 @@ class AdaptedLayer(nn.Module):
         if self._original is not None:
             self.base.weight.copy_(self._original)
             self._original = None
+
+    def _with_changes(self, active: list[tuple[Adapter, float]]) -> Tensor:
+        """The weight in fp32 with the given adapters in it."""
+        weight = self.base.weight.float()
+        for adapter, strength in active:
+            weight = adapter.merged(weight, strength)
+        return weight
+
+
+def _hide_wrapper(
+    layer: nn.Module, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]
+) -> None:
+    """Save the wrapped layer under its own names: a merged model is an ordinary model on disk."""
+    del layer
+    for key in [key for key in state if key.startswith(prefix)]:
+        tensor = state.pop(key)
+        name = key.removeprefix(prefix)
+        if name.startswith("base."):
+            state[prefix + name.removeprefix("base.")] = tensor
+
+
+def _expect_wrapper(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load what `_hide_wrapper` saved; adapters keep their own values."""
+    for name in ("weight", "bias"):
+        if prefix + name in state:
+            state[f"{prefix}base.{name}"] = state.pop(prefix + name)
+    for name, parameter in layer.named_parameters():
+        if not name.startswith("base."):
+            state[prefix + name] = parameter

@@ -33,7 +33,7 @@ class LoRA(Adapter):
         self.up = nn.Parameter(torch.zeros(up_shape, dtype=torch.float32))
 
     @torch.no_grad()
-    def initialise(self, init: str, generator: torch.Generator) -> None:
+    def initialise(self, init: str, generator: torch.Generator, weight: Tensor) -> None:  # noqa: ARG002
         """Draw `down`, zero `up`.
 
         Args:
@@ -41,6 +41,7 @@ class LoRA(Adapter):
                 distribution of PEFT and kohya, whose spread is 1 / sqrt(3 inputs): smaller, so
                 that the same learning rate moves the layer more slowly at first.
             generator: source of the random numbers.
+            weight: not used; LoRA starts from zero.
         """
         self.up.zero_()
         draws = torch.empty(self.down.shape)

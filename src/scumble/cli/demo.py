@@ -1,5 +1,6 @@
 """`scumble demo`: the main job on the built-in base, from pictures to a before/after picture."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ class DemoFields:
     """Demo"""
 
     output: str = "demo_output"
-    """New folder for the adapter, its card and the pictures."""
+    """Folder for the adapter, its card and the pictures; an interrupted demo goes on in it."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -38,9 +39,13 @@ def main(arguments: Sequence[str]) -> None:
     """
     description = "Teach the built-in base a style from 24 pictures, and show before and after."
     output = Path(parse_flags((DemoFields,), arguments, "scumble demo", description)["output"])
+    # The built-in base is too small to share: its threads would mostly wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     started = time.monotonic()
     settings = read_config_file(demo_config(), field_names())
     settings |= {"train_data_dir": str(demo_pictures()), "output_dir": str(output / "neon")}
+    if (output / "neon" / "run.json").is_file():
+        settings["resume_from_checkpoint"] = "latest"
     config = TrainConfig(**settings)
     console.say(f"1. Teaching scumble-tiny a style, from the pictures in {config.train_data_dir}\n")
     from scumble.training.run import train

@@ -1,9 +1,7 @@
 """`scumble train METHOD`: teach a base model."""
 
 import difflib
-import textwrap
 from collections.abc import Sequence
-from dataclasses import fields
 
 from scumble import console
 from scumble.cli.flags import parse_flags
@@ -35,27 +33,6 @@ def main(arguments: Sequence[str]) -> None:
     program = f"scumble train {method}"
     settings = parse_flags(GROUPS, arguments[1:], program, METHODS[method])
     config = TrainConfig(method=method, **settings)
-    for line in describe(config):
-        console.say(line)
     from scumble.training.run import train
 
     train(config)
-
-
-def describe(config: TrainConfig) -> list[str]:
-    """The resolved settings, group by group, in lines of a terminal's width."""
-    values = config.to_dict()
-    lines = []
-    for group in GROUPS:
-        names = [item.name for item in fields(group) if item.name in values]
-        pairs = " ".join(f"{name}={_word(values[name])}" for name in names)
-        lines += textwrap.wrap(
-            f"{group.__doc__}: {pairs}", 100, subsequent_indent="  ", break_on_hyphens=False
-        )
-    return lines
-
-
-def _word(value: object) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value)) or "-"
-    return "-" if value is None else str(value).replace(" ", "\u00a0")

@@ -1,8 +1,10 @@
 """The options of `scumble generate`; the docstring under a field is its help text everywhere."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from scumble.config.ranges import MAX_INFERENCE_STEPS, check_seed
 from scumble.errors import UserError
 
 
@@ -53,6 +55,11 @@ class GenerateConfig:
         for name in ("num_images", "num_inference_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        check_seed(self.seed)
+        if self.num_inference_steps > MAX_INFERENCE_STEPS:
+            raise UserError(f"--num_inference_steps must be at most {MAX_INFERENCE_STEPS}")
+        if not math.isfinite(self.guidance_scale):
+            raise UserError(f"--guidance_scale must be a finite number, not {self.guidance_scale}")
         if self.pretrained_model_name_or_path is None and not self.adapter:
             raise UserError(
                 "neither a base model nor an adapter is named",

@@ -1,7 +1,10 @@
 """The configuration of a training run, checked as a whole."""
 
+import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from scumble.config.groups import (
@@ -13,6 +16,7 @@ from scumble.config.groups import (
     RunFields,
     ValidationFields,
 )
+from scumble.config.ranges import MAX_INFERENCE_STEPS, check_seed
 from scumble.errors import UserError
 
 GROUPS: tuple[type, ...] = (
@@ -49,7 +53,19 @@ NOT_NEGATIVE = (
     "dataloader_num_workers",
 )
 POSITIVE = ("learning_rate", "alpha", "snr_gamma", "adam_epsilon")
-SHARES = ("caption_dropout", "rank_dropout")
+SHARES = ("caption_dropout", "rank_dropout", "adam_beta1", "adam_beta2")
+
+SECRETS = ("hub_token",)
+"""Settings that are written nowhere."""
+LOCAL_PATHS = (
+    "output_dir",
+    "train_data_dir",
+    "cache_dir",
+    "latent_cache_dir",
+    "logging_dir",
+    "resume_from_checkpoint",
+)
+"""Settings that are paths of this machine."""
 
 
 @dataclass(kw_only=True)
@@ -72,8 +88,10 @@ class TrainConfig(
     """What is taught, and how: the word after `scumble train`."""
 
     def __post_init__(self) -> None:
-        self.target_modules = tuple(self.target_modules)
+        words = " ".join(self.target_modules).replace(",", " ")
+        self.target_modules = tuple(words.split())
         _check_ranges(self)
+        check_seed(self.seed)
         if (self.train_data_dir is None) == (self.dataset_name is None):
             raise UserError(
                 "name the pictures: exactly one of --train_data_dir and --dataset_name",
@@ -81,37 +99,35 @@ class TrainConfig(
             )
         if self.streaming and self.dataset_name is None:
             raise UserError("--streaming reads a data set", "Use it with --dataset_name.")
-        steps = self.max_train_steps
-        if steps is not None and self.warms_up and self.lr_warmup_steps >= steps:
-            raise UserError(
-                f"--lr_warmup_steps {self.lr_warmup_steps} would outlast the run of {steps} steps",
-                "Make it a tenth of --max_train_steps or less.",
-            )
+        if self.hub_model_id is not None and not self.push_to_hub:
+            raise UserError("--hub_model_id has no effect without --push_to_hub")
         if self.push_to_hub:
             raise UserError(
                 "--push_to_hub is not available yet",
                 "Train without it; the output folder is ready for `hf upload`.",
             )
 
-    @property
-    def warms_up(self) -> bool:
-        """Whether the chosen schedule has a warm-up at all."""
-        return self.lr_scheduler != "constant"
-
     def changed(self) -> dict[str, Any]:
-        """The settings that differ from the defaults, by flag name."""
+        """The settings that differ from the defaults, by flag name, secrets left out."""
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.default is MISSING or getattr(self, field.name) != field.default
+            if field.name not in SECRETS
+            and (field.default is MISSING or getattr(self, field.name) != field.default)
         }
+
+    def public(self) -> dict[str, Any]:
+        """What of `changed` may be shared: no path of this machine is in it."""
+        shared = {name: value for name, value in self.changed().items() if name not in LOCAL_PATHS}
+        if self.dataset_name is not None and Path(self.dataset_name).exists():
+            shared["dataset_name"] = Path(self.dataset_name).name
+        return shared
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values for JSON, the Hub token left out."""
         settings = asdict(self)
         settings["target_modules"] = list(self.target_modules)
-        del settings["hub_token"]
-        return settings
+        return {name: value for name, value in settings.items() if name not in SECRETS}
 
 
 def field_names() -> list[str]:
@@ -131,3 +147,28 @@ def _check_ranges(config: TrainConfig) -> None:
             value = getattr(config, name)
             if value is not None and not fits(value):
                 raise UserError(f"--{name} must be {range_text}, not {value}")
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{item.name} must be a finite number, not {value}")
+    if config.num_inference_steps > MAX_INFERENCE_STEPS:
+        raise UserError(f"--num_inference_steps must be at most {MAX_INFERENCE_STEPS}")
+
+
+def describe(config: TrainConfig) -> list[str]:
+    """The resolved settings, group by group, in lines of a terminal's width."""
+    values = config.to_dict()
+    lines = []
+    for group in GROUPS:
+        names = [item.name for item in fields(group) if item.name in values]
+        pairs = " ".join(f"{name}={_word(values[name])}" for name in names)
+        lines += textwrap.wrap(
+            f"{group.__doc__}: {pairs}", 100, subsequent_indent="  ", break_on_hyphens=False
+        )
+    return lines
+
+
+def _word(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "-"
+    return "-" if value is None else str(value).replace(" ", "\u00a0")

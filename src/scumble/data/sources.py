@@ -19,7 +19,7 @@ from scumble.data.caption_files import (
     sidecar_captions,
 )
 from scumble.data.wording import listed, unknown_column
-from scumble.errors import UserError
+from scumble.errors import UserError, first_line
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2"}
@@ -237,11 +237,11 @@ def _load(
             streaming=streaming,
         )
     except (ConnectionError, FileNotFoundError) as error:
-        message = f"the data set {name} cannot be found or reached: {_first_line(error)}"
+        message = f"the data set {name} cannot be found or reached: {first_line(error)}"
         hint = "Give a folder that exists, or check the Hub id, the network and the log-in."
         raise UserError(message, hint) from error
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"the data set {name} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"the data set {name} cannot be loaded: {first_line(error)}") from error
 
 
 def _undecoded(rows: Any, image_column: str, name: str) -> Any:
@@ -267,7 +267,3 @@ def _image_bytes(cell: dict[str, Any] | None) -> bytes:
 
     with fsspec.open(path, "rb") as file:
         return bytes(file.read())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

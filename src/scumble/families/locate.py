@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-from scumble.errors import UserError
+from scumble.errors import UserError, first_line
 
 BUILT_IN = {"scumble-tiny": "tiny"}
 """Name of a base that ships with the package -> its folder under assets/."""
@@ -46,6 +46,12 @@ class BaseModel:
     def public_name(self) -> str:
         """A name that may be shared: a local path is cut to its last part."""
         return Path(self.name).name if self._is_local else self.name
+
+    @property
+    def reference(self) -> str:
+        """A name that finds it again from anywhere on this machine."""
+        is_path = self._is_local and self.name not in BUILT_IN
+        return str(Path(self.location).absolute()) if is_path else self.name
 
     @property
     def _is_local(self) -> bool:
@@ -136,7 +142,7 @@ def _hub_file(repo_id: str, file_name: str, revision: str | None, cache_dir: str
     try:
         return Path(hf_hub_download(repo_id, file_name, revision=revision, cache_dir=cache_dir))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"cannot get {file_name} of '{repo_id}', neither a local path nor reachable on the Hub",
             f"Check the spelling, the network, and access to the model ({reason}).",

@@ -41,6 +41,16 @@ def config(path: str, component: str) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(source.read_text("utf-8")))
 
 
+def assumption(path: str) -> str:
+    """What is taken for granted of a checkpoint, because the file itself does not say it."""
+    if _version(path) == "sd1":
+        return f"{path}: Stable Diffusion 1.x, taken to predict epsilon (--prediction_type)"
+    return (
+        f"{path}: Stable Diffusion 2.x, taken to be a 768-pixel model that predicts v; for the "
+        "512-pixel base model: --prediction_type epsilon --resolution 512"
+    )
+
+
 def load_component(path: str, component: str, dtype: torch.dtype) -> torch.nn.Module:
     """Build one component and fill it from the file, straight into `dtype`.
 

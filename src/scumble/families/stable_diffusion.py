@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from scumble import console
 from scumble.diffusion.objectives import DiscreteObjective, Prediction
 from scumble.diffusion.schedules import BETAS, DiscreteSchedule, schedule_from_betas
-from scumble.errors import UserError
+from scumble.errors import UserError, first_line
 from scumble.families import single_file
 from scumble.families.base import Components, Conditioning, Geometry, Posterior
 from scumble.families.locate import BaseModel
@@ -64,6 +65,8 @@ class StableDiffusion:
             UserError: a schedule or prediction that this family does not have.
         """
         config = self._config(base, "scheduler")
+        if base.is_checkpoint and base.prediction_type is None:
+            console.say(single_file.assumption(base.location))
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in list(Prediction):
             raise UserError(
@@ -176,7 +179,7 @@ def _from_pretrained(cls: Any, base: BaseModel, name: str, **options: Any) -> An
             **options,
         )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"cannot load the {name} of {base.name}: {reason}",
             "The model may be incomplete or damaged: fetch it again.",

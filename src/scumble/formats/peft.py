@@ -29,7 +29,8 @@ LORA_SPELLINGS = {
     "down": ("lora.down.weight", "lora_A.weight", "lora_linear_layer.down.weight"),
     "up": ("lora.up.weight", "lora_B.weight", "lora_linear_layer.up.weight"),
 }
-"""Parameter -> its spellings in files, the one for attention layers first, then PEFT's own."""
+"""Parameter -> its spellings in files: attention of the denoiser, PEFT's own, attention of text
+encoders."""
 
 ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|[qkv]_proj|out_proj)$")
 
@@ -79,13 +80,15 @@ def write(weights: AdapterWeights, path: Path, key_names: KeyNames) -> None:
 
     LoRA on attention alone is spelled as diffusers' scripts spell it. One that reaches further is
     spelled as PEFT does, because diffusers' converter loses the attention part of the other form.
+    For a text encoder it knows no other than these two.
     """
     tensors: dict[str, Tensor] = {}
     config: dict[str, Any] = {}
     # diffusers takes settings of one component for settings of all: describe every one, or none.
     describe = any(_needs_settings(modules) for modules in weights.components.values())
     for component, modules in weights.components.items():
-        spelling = 0 if all(ATTENTION.search(path) for path in modules) else 1
+        attention = 0 if component == key_names.components[0] else 2
+        spelling = attention if all(ATTENTION.search(path) for path in modules) else 1
         for module, entry in modules.items():
             stem = f"{component}.{module}"
             for parameter, tensor in entry.tensors.items():

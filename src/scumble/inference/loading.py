@@ -1,14 +1,14 @@
 """Adapters on top of an unmodified diffusers pipeline: load, blend, merge, and take off again."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from scumble import formats
-from scumble.adapters import ADAPTERS, Adapter, LayerSpec, blend, inject
+from scumble.adapters import ADAPTERS, blend, inject
 from scumble.errors import UserError
 from scumble.families import FAMILIES, Family
 from scumble.formats import AdapterWeights, ModuleWeights
@@ -168,14 +168,12 @@ def base_of(source: str | Path) -> str | None:
     """
     path = adapter_file(source)
     record = path.with_name("run.json")
-    if record.is_file():
-        try:
-            settings = json.loads(record.read_text("utf-8"))["settings"]
-            base = str(settings["pretrained_model_name_or_path"])
-        except (ValueError, KeyError, TypeError):
-            base = ""
-        if base and Path(base).exists():
-            return base
+    try:
+        base = str(json.loads(record.read_text("utf-8"))["base"])
+    except (OSError, ValueError, KeyError, TypeError):
+        base = ""
+    if base and Path(base).exists():
+        return base
     from scumble.formats.container import read_container
 
     _, metadata = read_container(path)
@@ -200,7 +198,7 @@ def _card_base(card: Path) -> str | None:
 
 def _plan(
     family: Family, component: str, model: nn.Module | None, modules: Mapping[str, ModuleWeights]
-) -> dict[str, Callable[[LayerSpec], Adapter]]:
+) -> dict[str, inject.Builder]:
     """Live module path -> builder of its adapter; refuses modules that the model lacks."""
     if model is None:
         raise UserError(f"the adapter changes the {component}, which this pipeline lacks")
@@ -217,8 +215,8 @@ def _plan(
     return plan
 
 
-def _builder(entry: ModuleWeights) -> Callable[[LayerSpec], Adapter]:
-    return lambda spec: ADAPTERS[entry.type].from_tensors(spec, entry.tensors, entry.alpha)
+def _builder(entry: ModuleWeights) -> inject.Builder:
+    return lambda spec, _weight: ADAPTERS[entry.type].from_tensors(spec, entry.tensors, entry.alpha)
 
 
 def _name_of(path: Path) -> str:

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,19 @@ class CheckpointWriter:
         self.root = Path(config.output_dir)
         self.data_digest = data_digest
 
+    def make_way(self, step: int) -> None:
+        """Set checkpoints beyond `step` aside under another name, and clear unfinished ones.
+
+        They belong to what the run did before it was taken back to `step`; "latest" must not find
+        them.
+        """
+        for folder in _folders(self.root):
+            if _step_of(folder) > step:
+                free = (self.root / f"superseded-{n}-{folder.name}" for n in count(1))
+                folder.rename(next(path for path in free if not path.exists()))
+        for draft in self.root.glob(".checkpoint-*.tmp"):
+            shutil.rmtree(draft, ignore_errors=True)
+
     def write(
         self, step: int, save_weights: Callable[[Path], object], state: Mapping[str, Any]
     ) -> Path:
@@ -155,6 +169,11 @@ def find_checkpoint(config: TrainConfig) -> tuple[Checkpoint | None, list[str]]:
                 return _open(folder), notes
             except UserError as error:
                 notes.append(f"passed over {folder.name}: {error.message}")
+        if notes:
+            raise UserError(
+                f"no checkpoint in {config.output_dir} is intact: {'; '.join(notes)}",
+                "Nothing was changed. Name another --output_dir to start anew.",
+            )
         notes.append(f"no checkpoint in {config.output_dir}: starting from the beginning")
         return None, notes
     folder = Path(wanted).expanduser()
@@ -185,8 +204,12 @@ def _folders(root: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
     if not root.is_dir():
         return []
-    found = [(match, path) for path in root.iterdir() if (match := NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, key=lambda pair: -int(pair[0][1]))]
+    found = [path for path in root.iterdir() if NAME.fullmatch(path.name)]
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.partition("-")[2])
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

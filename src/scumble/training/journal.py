@@ -1,6 +1,7 @@
 """What each step did, for the progress bar, the log file, the trackers and the loss curve."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,30 @@ import torch
 
 from scumble import console
 from scumble.errors import UserError
+from scumble.formats.container import write_atomically
 from scumble.training.loop import StepResult
 from scumble.training.phase import Phase
 from scumble.training.runtime import Runtime
 
 LOG_NAME = "log.jsonl"
+MAX_OVERFLOWS = 20
+"""So many gradients in a row may overflow with fp16 before the run is stopped."""
 LAG_STEPS = 10
 """On a GPU, results are read this many steps late, so that the host never waits for the device."""
 
 
 class NotFiniteError(UserError):
-    """A loss or gradient became NaN or infinite; the weights are those of the last good step."""
+    """A loss or gradient became NaN or infinite; the weights are those of the step before.
+
+    Args:
+        step: the first bad step, counted from 1.
+        message: what happened where.
+        hint: what to do.
+    """
+
+    def __init__(self, step: int, message: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.step = step
 
 
 class Journal:
@@ -37,6 +51,7 @@ class Journal:
         self.path = folder / LOG_NAME
         self.losses: list[float] = []
         self._pending: list[tuple[int, Phase, StepResult]] = []
+        self._overflows = 0
         self._lag = LAG_STEPS if runtime.device.type == "cuda" else 1
         self._restore(start)
         self._bar = console.progress(total, "training", start=start, unit="step")
@@ -64,28 +79,47 @@ class Journal:
         Raises:
             NotFiniteError: a loss was NaN or infinite.
         """
-        if not self._pending:
-            return
         # Taken out first: a bad result is reported once.
         pending, self._pending = self._pending, []
         pairs = [torch.stack([r.loss, r.grad_norm]) for _, _, r in pending]
-        values = torch.stack(pairs).tolist()
-        entries = []
+        values = torch.stack(pairs).tolist() if pairs else []
+        entries: list[dict[str, Any]] = []
+        bad: NotFiniteError | None = None
         for (step, phase, result), (loss, grad_norm) in zip(pending, values, strict=True):
-            if not _is_good(loss, grad_norm, self.runtime.dtype):
-                raise NotFiniteError(*_explain(step, phase, result, loss))
+            if self._is_bad(loss, grad_norm):
+                bad = NotFiniteError(step, *_explain(step, phase, result, loss))
+                break
             self.losses.append(loss)
             entries.append(self._entry(step, result, loss, grad_norm))
-        if self.runtime.is_main:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(entry) + "\n" for entry in entries)
-        for entry in entries:
-            self.runtime.accelerator.log(_tracked(entry), step=entry["step"])
-        self._show(entries[-1])
+        if entries:
+            self._write(entries)
+        if bad is not None:
+            raise bad
 
     def close(self) -> None:
         """End the progress bar."""
         self._bar.close()
+
+    def _is_bad(self, loss: float, grad_norm: float) -> bool:
+        self._overflows = 0 if math.isfinite(grad_norm) else self._overflows + 1
+        # With fp16 a gradient overflows now and then; the loss scale skips the step and goes down.
+        allowed = MAX_OVERFLOWS if self.runtime.dtype == torch.float16 else 0
+        return not math.isfinite(loss) or self._overflows > allowed
+
+    def _write(self, entries: list[dict[str, Any]]) -> None:
+        if self.runtime.is_main:
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(entry) + "\n" for entry in entries)
+            except OSError as error:
+                raise UserError(
+                    f"cannot write {self.path}: {error.strerror}",
+                    "The checkpoints so far are untouched; go on with "
+                    "--resume_from_checkpoint latest once there is room.",
+                ) from error
+        for entry in entries:
+            self.runtime.accelerator.log(_tracked(entry), step=entry["step"])
+        self._show(entries[-1])
 
     def _entry(
         self, step: int, result: StepResult, loss: float, grad_norm: float
@@ -95,7 +129,7 @@ class Journal:
             "epoch": result.plan.epoch,
             "loss": loss,
             "lr": result.learning_rate,
-            "grad_norm": grad_norm,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "elapsed_s": round(time.monotonic() - self._seconds, 3),
         }
 
@@ -122,17 +156,12 @@ class Journal:
                 kept.append(line)
                 self.losses.append(entry["loss"])
         if self.runtime.is_main:
-            self.path.write_text("".join(line + "\n" for line in kept), "utf-8")
-
-
-def _is_good(loss: float, grad_norm: float, dtype: torch.dtype) -> bool:
-    finite = torch.isfinite(torch.tensor([loss, grad_norm])).tolist()
-    # With fp16 a gradient overflows now and then; the loss scale skips the step and goes down.
-    return bool(finite[0] and (finite[1] or dtype == torch.float16))
+            write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
 
 def _tracked(entry: dict[str, Any]) -> dict[str, float]:
-    return {"train_loss": entry["loss"], "lr": entry["lr"], "grad_norm": entry["grad_norm"]}
+    named = {"train_loss": entry["loss"], "lr": entry["lr"], "grad_norm": entry["grad_norm"]}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _explain(step: int, phase: Phase, result: StepResult, loss: float) -> tuple[str, str]:

@@ -35,7 +35,7 @@ class StepResult:
 def train_steps(phase: Phase, update: Update, runtime: Runtime, start: int) -> Iterator[StepResult]:
     """Train a phase from step `start` to its end, handing control back after every step.
 
-    Between two steps the caller may save, draw or stop. Nothing here waits for the device.
+    Between two steps the caller may save, draw or stop. No result is read here.
 
     Args:
         phase: what to train on what.
@@ -46,7 +46,6 @@ def train_steps(phase: Phase, update: Update, runtime: Runtime, start: int) -> I
     for index in range(start, phase.max_steps):
         plan = phase.plan.step(index)
         phase.enter_step(index)
-        learning_rate = update.learning_rate
         loss_sum = torch.zeros((), device=runtime.device)
         for positions in own_positions(plan, runtime.rank, runtime.num_processes):
             loss_B = phase.loss(plan, positions)
@@ -55,10 +54,10 @@ def train_steps(phase: Phase, update: Update, runtime: Runtime, start: int) -> I
             update.backward(loss_B.sum() / phase.plan.nominal)
         if runtime.num_processes > 1:
             loss_sum = _add_up(phase, runtime, loss_sum)
-        grad_norm = update.step()
+        grad_norm = update.step(index)
         ends_epoch = (index + 1) % phase.plan.steps_per_epoch == 0
         loss = loss_sum / len(plan.examples)
-        yield StepResult(plan, loss, grad_norm, learning_rate, ends_epoch)
+        yield StepResult(plan, loss, grad_norm, update.learning_rate(index), ends_epoch)
 
 
 def own_positions(plan: StepPlan, rank: int, num_processes: int) -> Iterator[range]:

@@ -1,7 +1,7 @@
 """Optimizer, learning rate and loss scale, as one thing that takes a step."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,6 @@ from scumble.errors import UserError
 
 class Update:
     """Turns accumulated gradients into one step of the parameters.
-
-    A step whose gradient is not finite leaves the parameters untouched.
 
     Args:
         parameters: fp32 masters.
@@ -37,9 +35,9 @@ class Update:
 
         self.parameters = list(parameters)
         self.max_norm = config.max_grad_norm or float("inf")
-        rate = config.learning_rate * (global_batch if config.scale_lr else 1)
-        self.optimizer = _optimizer(self.parameters, config, rate, device)
-        self.schedule = get_scheduler(
+        self.base_rate = config.learning_rate * (global_batch if config.scale_lr else 1)
+        self.optimizer = _optimizer(self.parameters, config, self.base_rate, device)
+        schedule = get_scheduler(
             config.lr_scheduler,
             optimizer=self.optimizer,
             num_warmup_steps=config.lr_warmup_steps,
@@ -47,50 +45,65 @@ class Update:
             num_cycles=config.lr_num_cycles,
             power=config.lr_power,
         )
+        # Only the curve is taken: the rate of a step depends on its number and nothing else.
+        self.curve = cast(Callable[[int], float], schedule.lr_lambdas[0])
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.broken = torch.zeros((), device=device)
 
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the coming step."""
-        return float(self.schedule.get_last_lr()[0])
+    def learning_rate(self, step: int) -> float:
+        """The rate of step `step` of the phase, counted from 0."""
+        return self.base_rate * self.curve(step)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a part of the step's loss."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def step(self) -> Tensor:
-        """Clip, step, and clear the gradients.
+    def step(self, step: int) -> Tensor:
+        """Clip, take step `step` of the phase, and clear the gradients.
+
+        From the first gradient that is not finite on, nothing moves any more; with fp16, where one
+        overflows now and then, only the step itself is left out and the loss scale goes down.
 
         Returns:
             The gradient's norm before clipping, on the device: reading it is left to the caller.
         """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif self.optimizer.defaults.get("fused"):
-            # Fused AdamW skips the step on the device itself, without a wait for the host.
-            self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
-            self.optimizer.step()
-        elif torch.isfinite(norm):
-            self.optimizer.step()
-        self.schedule.step()
+        else:
+            self.broken = torch.maximum(self.broken, (~torch.isfinite(norm)).float())
+            if self.optimizer.defaults.get("fused"):
+                # Fused AdamW leaves the step out on the device itself, without asking the host.
+                self.optimizer.found_inf = self.broken  # type: ignore[attr-defined]
+                self.optimizer.step()
+            elif not self.broken:
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
+        """Everything needed to go on bit for bit, besides the number of the step."""
+        moments = self.optimizer.state_dict()["state"]
+        return {"moments": moments, "scaler": self.scaler.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        """Go on from a saved state, under the settings of now.
+
+        Raises:
+            UserError: the state belongs to other parameters.
+        """
+        groups = self.optimizer.state_dict()["param_groups"]
+        if len(state["moments"]) != len(self.parameters):
+            raise UserError(
+                f"the checkpoint trained {len(state['moments'])} tensors, this run trains "
+                f"{len(self.parameters)}",
+                "Go on with the --target_modules it was begun with.",
+            )
+        self.optimizer.load_state_dict({"state": state["moments"], "param_groups": groups})
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 

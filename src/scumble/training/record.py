@@ -1,6 +1,7 @@
 """The output folder of a run: who may write into it, and its record in run.json."""
 
 import json
+import os
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -10,7 +11,8 @@ from typing import Any
 from scumble.config import TrainConfig
 from scumble.errors import UserError
 from scumble.formats.container import write_atomically
-from scumble.training.checkpoints import MAY_DIFFER
+from scumble.formats.files import WEIGHT_NAME
+from scumble.training.checkpoints import MAY_DIFFER, Checkpoint
 
 RECORD_NAME = "run.json"
 
@@ -65,35 +67,48 @@ def is_finished(config: TrainConfig) -> bool:
         return False
 
 
-def claim_output(config: TrainConfig) -> None:
+def claim_output(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
     """Make sure that the output folder can be written and holds nothing that would be lost.
+
+    The folder itself is made with the first file, so that a run that fails early leaves none.
+
+    Args:
+        config: the run's settings.
+        checkpoint: that the run goes on from.
 
     Raises:
         UserError: it holds another run or other files, or cannot be written.
     """
     folder = Path(config.output_dir)
-    resuming = config.resume_from_checkpoint is not None
     try:
-        if folder.is_dir() and not resuming:
-            _require_empty(folder, config.logging_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        continues = checkpoint is not None and checkpoint.folder.parent.samefile(folder)
+    except OSError:
+        continues = False
+    try:
+        if folder.is_dir() and not continues:
+            _require_empty(folder, config)
     except OSError as error:
+        raise UserError(f"the output folder {folder} cannot be read: {error.strerror}") from error
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(
-            f"the output folder {folder} cannot be written: {error.strerror}",
-            "Choose another with --output_dir.",
-        ) from error
+            f"the output folder {folder} cannot be written",
+            f"{existing} is {'not writable' if existing.is_dir() else 'a file'}. Choose another "
+            "with --output_dir.",
+        )
 
 
-def _require_empty(folder: Path, logging_dir: str) -> None:
-    if (folder / RECORD_NAME).exists():
+def _require_empty(folder: Path, config: TrainConfig) -> None:
+    resuming = config.resume_from_checkpoint is not None
+    names = {path.name for path in folder.iterdir()} - {config.logging_dir}
+    if resuming and RECORD_NAME in names and WEIGHT_NAME not in names:
+        return  # a run that was stopped before its first checkpoint
+    if RECORD_NAME in names:
         raise UserError(
             f"{folder} already holds a run",
             "Go on with it (--resume_from_checkpoint latest), or name another --output_dir.",
         )
-    if any(path.name != logging_dir for path in folder.iterdir()):
+    if names:
         raise UserError(
             f"the output folder {folder} is not empty",
             "Nothing in it was touched. Name an empty or new folder with --output_dir.",

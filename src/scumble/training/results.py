@@ -9,6 +9,7 @@ from PIL.Image import Image
 
 from scumble import console
 from scumble.adapters.inject import AdapterSet
+from scumble.errors import first_line
 from scumble.formats import AdapterWeights, write_adapter
 from scumble.formats.container import write_atomically
 from scumble.formats.files import WEIGHT_NAME
@@ -19,9 +20,6 @@ from scumble.training.phase import Phase
 from scumble.training.record import versions
 from scumble.training.validation import draw_before_after, sample_prompts
 from scumble.training.workshop import Workshop
-
-PRIVATE_SETTINGS = ("output_dir", "train_data_dir", "cache_dir", "latent_cache_dir", "logging_dir")
-"""Settings that are paths of this machine: left out of what is shared."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,11 @@ def write_pictures(workshop: Workshop, folder: Path) -> tuple[list[str], list[st
     prompts, seeds = sample_prompts(workshop)
     if not prompts or not workshop.config.before_after:
         return [], []
-    images, grid = draw_before_after(workshop, prompts, seeds)
+    try:
+        images, grid = draw_before_after(workshop, prompts, seeds)
+    except Exception as error:
+        console.say(f"the before/after pictures failed; the adapter is safe: {first_line(error)}")
+        return [], []
     _save_png(grid, folder / "before_after.png")
     names = [f"sample_{number}.png" for number in range(len(images))]
     for name, image in zip(names, images, strict=True):
@@ -100,7 +102,7 @@ def write_card(
     """Write the model card into the output folder."""
     config = workshop.config
     base = workshop.components.base.public_name
-    settings = {k: v for k, v in config.changed().items() if k not in PRIVATE_SETTINGS}
+    settings = config.public()
     settings["pretrained_model_name_or_path"] = base
     facts = CardFacts(
         name=folder.resolve().name,

@@ -4,14 +4,16 @@ config -> base and output folder -> pictures -> encoded data -> denoiser with ad
 loop -> adapter, pictures, card.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scumble import console
 from scumble.config import TrainConfig
-from scumble.errors import Stopped, UserError
+from scumble.config.train import describe
+from scumble.errors import Stopped, UserError, first_line
 from scumble.families import Components, family_of, locate
-from scumble.formats.files import WEIGHT_NAME, read_adapter
+from scumble.formats import ModuleWeights, read_adapter
+from scumble.formats.files import WEIGHT_NAME
 from scumble.training import results
 from scumble.training.checkpoints import Checkpoint, find_checkpoint
 from scumble.training.gather import gather_data
@@ -43,21 +45,24 @@ def train(config: TrainConfig) -> TrainResult:
         raise UserError(f"unknown method '{config.method}'", f"Known: {', '.join(METHODS)}.")
     runtime = prepare_runtime(config)
     folder = Path(config.output_dir)
-    if runtime.is_main:
-        claim_output(config)
-    runtime.accelerator.wait_for_everyone()
     checkpoint, notes = find_checkpoint(config)
+    if runtime.is_main:
+        claim_output(config, checkpoint)
+    runtime.accelerator.wait_for_everyone()
     for note in notes:
         console.say(note)
     if checkpoint is not None and is_finished(config):
         console.say(f"the run in {folder} is already finished after {checkpoint.step} steps")
         return TrainResult(folder, folder / WEIGHT_NAME, checkpoint.step)
     workshop = open_workshop(config, runtime)
-    start_trackers(runtime.accelerator, config)
-    record = Record(config, {"examples": len(workshop.data.examples)})
     phases = METHODS[config.method](workshop)
+    start_trackers(runtime.accelerator, config)
+    base = workshop.components.base
+    record = Record(config, {"base": base.reference, "examples": len(workshop.data.examples)})
     if checkpoint is not None:
         _continue_from(checkpoint, workshop, phases)
+    for line in describe(config):
+        console.say(line)
     if runtime.is_main:
         record.save("running")
     _report_start(workshop, phases)
@@ -100,31 +105,47 @@ def _enable_xformers(components: Components, denoiser: str) -> None:
         components[denoiser].enable_xformers_memory_efficient_attention()
     except Exception as error:
         raise UserError(
-            f"xFormers cannot be used: {str(error).strip().splitlines()[0]}",
+            f"xFormers cannot be used: {first_line(error)}",
             "Leave --enable_xformers_memory_efficient_attention away: PyTorch's own attention is "
             "as lean.",
         ) from error
 
 
 def _continue_from(checkpoint: Checkpoint, workshop: Workshop, phases: Sequence[Phase]) -> None:
+    total = sum(phase.max_steps for phase in phases)
+    if checkpoint.step > total:
+        raise UserError(
+            f"{checkpoint.folder} has {checkpoint.step} steps behind it, more than the {total} "
+            "that are asked for",
+            "Raise --max_train_steps, or resume from an earlier checkpoint.",
+        )
     console.say(f"going on from {checkpoint.folder}, step {checkpoint.step}")
     for difference in checkpoint.differences(workshop.config):
         console.say(f"not as before: {difference}")
     if checkpoint.data_digest != workshop.data.digest():
         console.say("not as before: the pictures or captions have changed since the checkpoint")
+    saved = read_adapter(checkpoint.weights_path, workshop.family.key_names).components
+    fresh = results.adapter_weights(workshop, phases).components
+    if _layout(saved) != _layout(fresh):
+        raise UserError(
+            f"{checkpoint.folder} adapts other layers, or at other ranks, than are asked for now",
+            "Within a run --rank, --target_modules and the base stay; for others start a new "
+            "--output_dir.",
+        )
     names = workshop.family.key_names
-    weights = read_adapter(checkpoint.weights_path, names)
     for phase in phases:
         for component, adapters in phase.adapters.items():
-            saved = weights.components.get(component, {})
             for path, adapter in adapters.adapters.items():
-                entry = saved.get(names.to_file(component, path))
-                if entry is None:
-                    raise UserError(
-                        f"{checkpoint.folder} has no weights for {component}.{path}",
-                        "It belongs to a run with other --target_modules.",
-                    )
-                adapter.copy_tensors(entry.tensors)
+                adapter.copy_tensors(saved[component][names.to_file(component, path)].tensors)
+
+
+def _layout(components: Mapping[str, Mapping[str, ModuleWeights]]) -> dict[str, int]:
+    """Which layers an adapter changes, and how wide it is there."""
+    return {
+        f"{component}.{path}": entry.rank
+        for component, modules in components.items()
+        for path, entry in modules.items()
+    }
 
 
 def _report_start(workshop: Workshop, phases: Sequence[Phase]) -> None:
@@ -152,7 +173,7 @@ def _finish(
     losses: Sequence[float],
     folder: Path,
 ) -> TrainResult:
-    """Write the results, the adapter first."""
+    """Write the results, the adapter first: nothing that fails later can cost it."""
     steps = sum(phase.max_steps for phase in phases)
     last = losses[-20:] or [float("nan")]
     path = folder / WEIGHT_NAME
@@ -163,10 +184,11 @@ def _finish(
             "loss": sum(last) / len(last),
             "peak_memory_mib": round(workshop.runtime.peak_memory_mib(), 1),
         }
-        record.save("finished")
         results.write_curve(losses, folder)
         samples = results.write_pictures(workshop, folder)
         results.write_card(workshop, phases, folder, samples)
+        # Last: a run that was cut off in here is finished by resuming it.
+        record.save("finished")
         results.report_files(folder)
     workshop.runtime.accelerator.end_training()
     return TrainResult(folder, path, steps)

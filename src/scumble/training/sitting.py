@@ -44,6 +44,8 @@ class Sitting:
         self.saved = self.done
         self.total = sum(phase.max_steps for phase in phases)
         self.writer = CheckpointWriter(workshop.config, workshop.data.digest())
+        if workshop.runtime.is_main:
+            self.writer.make_way(self.done)
         self.journal = Journal(workshop.runtime, self.folder, self.done, self.total)
 
     @property
@@ -81,8 +83,9 @@ class Sitting:
             try:
                 self.journal.add(self.done, phase, result)
                 self._between_steps(result, update, stop)
-            except NotFiniteError:
-                self.done -= 1
+            except NotFiniteError as error:
+                # Nothing has moved since the bad step.
+                self.done = error.step - 1
                 self._save(update)
                 raise
         self.journal.flush()
@@ -123,6 +126,8 @@ class Sitting:
         if not runtime.is_main:
             return
         try:
+            for phase in self.phases:
+                phase.at_rest()
             prompts, seeds = sample_prompts(self.workshop)
             images = draw_samples(self.workshop, prompts, seeds)
             results.save_samples(images, self.folder / "samples", self.done)

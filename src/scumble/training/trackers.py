@@ -7,7 +7,7 @@ import numpy as np
 from PIL.Image import Image
 
 from scumble.config import TrainConfig
-from scumble.errors import UserError
+from scumble.errors import UserError, first_line
 
 PROJECT_NAME = "text2image-fine-tune"
 
@@ -48,7 +48,7 @@ def start_trackers(accelerator: Any, config: TrainConfig) -> None:
         accelerator.init_trackers(PROJECT_NAME, config=settings)
     except Exception as error:
         raise UserError(
-            f"the tracker {config.report_to} does not start: {str(error).strip().splitlines()[0]}",
+            f"the tracker {config.report_to} does not start: {first_line(error)}",
             "Log in first; wandb also works offline, with WANDB_MODE=offline.",
         ) from error
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from scumble import console
 from scumble.adapters import ADAPTERS
 from scumble.adapters.inject import AdapterSet, Target, inject
 from scumble.config import TrainConfig
@@ -71,6 +72,26 @@ def denoiser_adapters(workshop: Workshop) -> dict[str, AdapterSet]:
         seed=config.seed,
     )
     return {workshop.denoiser_name: adapters}
+
+
+def training_steps(config: TrainConfig, plan: BatchPlan) -> int:
+    """How many steps to train: as given, or so many epochs of the plan.
+
+    Raises:
+        UserError: the warm-up would last longer.
+    """
+    steps = config.max_train_steps or config.num_train_epochs * plan.steps_per_epoch
+    if config.lr_scheduler != "constant" and config.lr_warmup_steps >= steps:
+        raise UserError(
+            f"--lr_warmup_steps {config.lr_warmup_steps} would outlast the run of {steps} steps",
+            "Make it a tenth of the steps or less.",
+        )
+    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
+        console.say(
+            "--lr_warmup_steps has no effect with --lr_scheduler constant; "
+            "constant_with_warmup has one"
+        )
+    return steps
 
 
 def plan_batches(workshop: Workshop) -> BatchPlan:

@@ -2,7 +2,12 @@
 
 from scumble.training.denoising import DenoisingLoss
 from scumble.training.phase import Phase
-from scumble.training.workshop import Workshop, denoiser_adapters, plan_batches
+from scumble.training.workshop import (
+    Workshop,
+    denoiser_adapters,
+    plan_batches,
+    training_steps,
+)
 
 
 def phases(workshop: Workshop) -> list[Phase]:
@@ -20,7 +25,7 @@ def phases(workshop: Workshop) -> list[Phase]:
     return [
         Phase(
             name="text_to_image",
-            max_steps=config.max_train_steps or config.num_train_epochs * plan.steps_per_epoch,
+            max_steps=training_steps(config, plan),
             plan=plan,
             adapters=denoiser_adapters(workshop),
             loss=loss,
