@@ -220,3 +220,26 @@ def test_rank_dropout_is_seeded_and_keeps_the_mean(case):
     assert all(f == 0 or f == pytest.approx(4 / 3) for f in adapter.rank_mask.tolist())
     branch = adapter.branch(x)
     torch.testing.assert_close(branch, adapter.layer.apply(x, deltas[0]), atol=1e-5, rtol=1e-4)
+
+
+def test_a_merged_model_is_saved_as_an_ordinary_one(case, adapter_type):
+    model, x = case
+    names = list(model.state_dict())
+    put(model, adapter_type)
+    assert list(model.state_dict()) == names
+    merge(model)
+    with_it, state = model(x), {k: t.clone() for k, t in model.state_dict().items()}
+    unmerge(model)
+    eject(model)
+    model.load_state_dict(state)
+    torch.testing.assert_close(model(x), with_it)
+
+
+def test_weights_load_into_an_adapted_model(case, adapter_type):
+    model, _ = case
+    adapters = put(model, adapter_type)
+    values = [p.clone() for p in adapters.parameters()]
+    state = {key: torch.randn_like(tensor) for key, tensor in model.state_dict().items()}
+    model.load_state_dict(state)
+    assert torch.equal(model[0].base.weight, state["0.weight"])
+    assert all(torch.equal(p, v) for p, v in zip(adapters.parameters(), values, strict=True))

@@ -177,3 +177,105 @@ def test_an_unknown_checkpoint_lists_those_that_exist(make_config):
     scumble.train(make_config())
     with pytest.raises(UserError, match="checkpoint-4"):
         scumble.train(make_config(resume_from_checkpoint="checkpoint-9"))
+
+
+def test_going_on_touches_no_other_files(make_config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        scumble.train(make_config(resume_from_checkpoint="latest"))
+    assert (tmp_path / "out" / "README.md").read_text() == "mine"
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(make_config, tmp_path):
+    scumble.train(make_config())
+    before = digest(tmp_path / "out")
+    (tmp_path / "out" / "checkpoint-4" / "training_state.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no checkpoint .* is intact"):
+        scumble.train(make_config(resume_from_checkpoint="latest", seed=9))
+    assert digest(tmp_path / "out") == before
+
+
+def test_a_checkpoint_of_another_run_may_not_overwrite_this_one(make_config, tmp_path):
+    scumble.train(make_config())
+    scumble.train(make_config(output_dir=str(tmp_path / "other")))
+    before = digest(tmp_path / "out")
+    foreign = str(tmp_path / "other" / "checkpoint-4")
+    with pytest.raises(UserError, match="already holds a run"):
+        scumble.train(make_config(resume_from_checkpoint=foreign, max_train_steps=6))
+    assert digest(tmp_path / "out") == before
+
+
+def test_other_targets_or_ranks_are_one_clear_error(make_config):
+    scumble.train(make_config())
+    for changes in ({"rank": 8}, {"target_modules": ("to_q",)}):
+        with pytest.raises(UserError, match="--rank, --target_modules"):
+            scumble.train(make_config(resume_from_checkpoint="latest", **changes))
+
+
+def test_fewer_steps_than_done_is_one_clear_error(make_config):
+    scumble.train(make_config())
+    with pytest.raises(UserError, match="more than the 2"):
+        scumble.train(make_config(resume_from_checkpoint="latest", max_train_steps=2))
+
+
+def test_a_new_learning_rate_holds_after_going_on(make_config, tmp_path):
+    scumble.train(make_config())
+    scumble.train(
+        make_config(resume_from_checkpoint="latest", max_train_steps=6, learning_rate=5e-4)
+    )
+    log = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["lr"] for line in log] == [1e-3] * 4 + [5e-4] * 2
+
+
+def test_checkpoints_that_were_taken_back_are_set_aside(make_config, tmp_path):
+    scumble.train(make_config(checkpointing_steps=2, max_train_steps=6))
+    scumble.train(
+        make_config(
+            resume_from_checkpoint="checkpoint-2",
+            max_train_steps=3,
+            checkpoints_total_limit=1,
+        )
+    )
+    names = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    assert names == {"checkpoint-3", "superseded-1-checkpoint-4", "superseded-1-checkpoint-6"}
+
+
+def test_a_run_cut_off_while_drawing_is_finished_by_resuming(make_config, tmp_path, monkeypatch):
+    config = make_config(before_after=True, num_inference_steps=2, num_validation_images=1)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scumble.training.results.draw_before_after", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scumble.train(config)
+    before = digest(tmp_path / "out")
+    config.resume_from_checkpoint = "latest"
+    scumble.train(config)
+    assert (tmp_path / "out" / "before_after.png").exists()
+    assert (tmp_path / "out" / "README.md").exists()
+    assert digest(tmp_path / "out") == before
+
+
+def test_going_on_after_a_nan_is_bit_exact(make_config, tmp_path, monkeypatch):
+    from scumble.training.denoising import DenoisingLoss
+
+    settings = HARD_SETTINGS | {"checkpointing_steps": 100}
+    scumble.train(make_config(**settings, output_dir=str(tmp_path / "whole")))
+    config = make_config(**settings)
+    call = DenoisingLoss.__call__
+
+    def broken(self, plan, positions):
+        return call(self, plan, positions) * (float("nan") if plan.index == 4 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DenoisingLoss, "__call__", broken)
+        with pytest.raises(UserError, match="step 5"):
+            scumble.train(config)
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert len(losses(tmp_path / "out")) == 4
+    config.resume_from_checkpoint = "latest"
+    scumble.train(config)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")

@@ -74,8 +74,7 @@ def draw(pipeline: Any, prompt: str, seed: int, sampling: Sampling) -> Image:
         width=sampling.width,
         num_inference_steps=sampling.num_inference_steps,
         guidance_scale=sampling.guidance_scale,
-        # Any whole number is a seed; the generator itself takes 64 bits.
-        generator=torch.Generator().manual_seed(seed % 2**63),
+        generator=torch.Generator().manual_seed(seed),
         output_type="np",
     )
     pixels = torch.from_numpy(result.images)
