@@ -37,7 +37,7 @@ class ChannelGain(Adapter):
         self.gain = nn.Parameter(torch.zeros(rank, layer.weight_shape[0]))
 
     @torch.no_grad()
-    def initialise(self, init: str, generator: torch.Generator) -> None:  # noqa: ARG002
+    def initialise(self, init: str, generator: torch.Generator, weight: torch.Tensor) -> None:  # noqa: ARG002
         self.gain.zero_()
 
     def delta(self) -> Tensor:

@@ -146,7 +146,7 @@ def test_every_spelling_is_read(spelling, tmp_path):
     [
         ("unet.mid_block.to_q.lora.down.bias", "not a tensor of any known adapter type"),
         ("transformer.blocks.0.to_q.lora_A.weight", "names none of the components"),
-        ("unet.mid_block.to_q.lora_A.weight", "lacks its up tensor"),
+        ("unet.mid_block.to_q.lora_A.weight", "lacks its lora_up.weight"),
     ],
 )
 def test_a_key_that_fits_nothing_is_named(key, message, tmp_path):
@@ -254,3 +254,26 @@ def test_a_folder_of_pefts_own_gives_pefts_changes(case, tiny_unet, tmp_path):
         layer = LayerSpec(tuple(wanted[path].shape))
         adapter = ADAPTERS[entry.type].from_tensors(layer, entry.tensors, entry.alpha)
         torch.testing.assert_close(adapter.delta(), wanted[path])
+
+
+DOWN, UP = torch.ones(4, 6), torch.ones(10, 4)
+WHOLE = {"unet.a.to_q.lora_A.weight": DOWN, "unet.a.to_q.lora_B.weight": UP}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "message"),
+    [
+        (WHOLE | {"unet.a.to_q.alpha": torch.ones(2)}, {}, "not one number"),
+        (WHOLE | {"unet.a.to_q.alpha": torch.tensor(float("nan"))}, {}, "alpha of .* is nan"),
+        (WHOLE | {"unet.a.to_q.lora.down.weight": DOWN.clone()}, {}, "twice"),
+        (WHOLE | {"unet.a.to_k.alpha": torch.ones(())}, {}, "'a.to_k' lacks its tensors"),
+        (WHOLE, {"unet.use_dora": True, "unet.lora_alpha": 4}, "DoRA without its magnitudes"),
+        ({k: t.to(torch.int8) for k, t in WHOLE.items()}, {}, "int8"),
+        ({k: t[:0, :0] for k, t in WHOLE.items()}, {}, "no rank"),
+    ],
+)
+def test_nonsense_is_refused_by_name(tensors, config, message, tmp_path):
+    metadata = {"lora_adapter_metadata": json.dumps(config)} if config else None
+    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    with pytest.raises(UserError, match=message):
+        read_adapter(tmp_path, NAMES)

@@ -234,8 +234,7 @@ def test_the_base_is_found_in_the_record_then_the_file_then_the_card(
     scumble.write_adapter(make_weights(), file)
     assert base_of(file) == "scumble-tiny"
     local = tmp_path / "my base"
-    record = {"settings": {"pretrained_model_name_or_path": str(local)}}
-    (file.parent / "run.json").write_text(json.dumps(record), "utf-8")
+    (file.parent / "run.json").write_text(json.dumps({"base": str(local)}), "utf-8")
     # A record that came from another machine names a folder that is not here.
     assert base_of(file) == "scumble-tiny"
     local.mkdir()

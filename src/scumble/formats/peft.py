@@ -5,6 +5,7 @@ rank unless the file's metadata says otherwise.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,11 +27,13 @@ BARE_PREFIX = "base_model.model."
 """What PEFT's own save_pretrained puts before every key; it names no component."""
 
 LORA_SPELLINGS = {
-    "down": ("lora.down.weight", "lora_A.weight", "lora_linear_layer.down.weight"),
-    "up": ("lora.up.weight", "lora_B.weight", "lora_linear_layer.up.weight"),
+    "lora_down.weight": ("lora.down.weight", "lora_A.weight", "lora_linear_layer.down.weight"),
+    "lora_up.weight": ("lora.up.weight", "lora_B.weight", "lora_linear_layer.up.weight"),
 }
-"""Parameter -> its spellings in files: attention of the denoiser, PEFT's own, attention of text
-encoders."""
+"""Tensor name of an adapter type -> its spellings here: attention of the denoiser, PEFT's own,
+attention of text encoders."""
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|[qkv]_proj|out_proj)$")
 
@@ -48,29 +51,22 @@ def read(path: Path, key_names: KeyNames) -> AdapterWeights:
     tensors, metadata = read_container(path)
     config = _configuration(path, metadata, key_names)
     found: dict[str, dict[str, dict[str, Tensor]]] = {}
-    types: dict[str, str] = {}
-    alphas: dict[str, float] = {}
     for key, tensor in tensors.items():
         component, rest = _component(key, key_names)
-        module, type_name, parameter = _parameter(rest, key)
-        module = key_names.to_file(component, module)
-        if parameter == "alpha":
-            alphas[f"{component}.{module}"] = float(tensor)
-            continue
-        if types.setdefault(f"{component}.{module}", type_name) != type_name:
-            raise UserError(f"'{module}' carries tensors of two adapter types in {path.name}")
-        found.setdefault(component, {}).setdefault(module, {})[parameter] = tensor
-    components: dict[str, dict[str, ModuleWeights]] = {}
-    for component, modules in found.items():
-        components[component] = {}
-        for module, parameters in modules.items():
-            type_name = types[f"{component}.{module}"]
-            _require_all(parameters, type_name, module, path)
-            rank = ADAPTERS[type_name].rank_of(parameters)
-            alpha = alphas.get(f"{component}.{module}")
-            if alpha is None:
-                alpha = _alpha(config.get(component, {}), module, rank, path)
-            components[component][module] = ModuleWeights(type_name, parameters, alpha)
+        module, name = _split(rest, key)
+        parts = found.setdefault(component, {}).setdefault(key_names.to_file(component, module), {})
+        if name in parts:
+            raise UserError(f"{path.name}: '{module}' has its {name} twice, in two spellings")
+        if tensor.dtype not in DTYPES:
+            raise UserError(f"{path.name}: '{key}' holds {tensor.dtype}, which is not supported")
+        parts[name] = tensor
+    components = {
+        component: {
+            module: _module_weights(module, parts, config.get(component, {}), path)
+            for module, parts in modules.items()
+        }
+        for component, modules in found.items()
+    }
     kept = {k: v for k, v in metadata.items() if k not in (CONFIG_KEY, "format")}
     return AdapterWeights(components, kept)
 
@@ -105,9 +101,8 @@ def write(weights: AdapterWeights, path: Path, key_names: KeyNames) -> None:
 
 
 def _spell(type_name: str, parameter: str, spelling: int) -> str:
-    if type_name == "lora":
-        return LORA_SPELLINGS[parameter][spelling]
-    return ADAPTERS[type_name].file_names[parameter]
+    name = ADAPTERS[type_name].file_names[parameter]
+    return LORA_SPELLINGS[name][spelling] if name in LORA_SPELLINGS else name
 
 
 def _component(key: str, key_names: KeyNames) -> tuple[str, str]:
@@ -122,28 +117,49 @@ def _component(key: str, key_names: KeyNames) -> tuple[str, str]:
     )
 
 
-def _parameter(rest: str, key: str) -> tuple[str, str, str]:
-    """Split "<module>.<tensor name>" into module, adapter type and parameter."""
-    for parameter, spellings in LORA_SPELLINGS.items():
-        for name in spellings:
-            if rest.endswith("." + name):
-                return rest.removesuffix("." + name), "lora", parameter
-    for type_name, adapter in ADAPTERS.items():
-        for parameter, name in adapter.file_names.items():
-            if rest.endswith("." + name):
-                return rest.removesuffix("." + name), type_name, parameter
-    if rest.endswith(".alpha"):
-        return rest.removesuffix(".alpha"), "", "alpha"
+def _split(rest: str, key: str) -> tuple[str, str]:
+    """Split "<module>.<tensor>" into module and the tensor's name in the adapter types."""
+    names = {spelling: name for name, group in LORA_SPELLINGS.items() for spelling in group}
+    for adapter in ADAPTERS.values():
+        names |= {name: name for name in adapter.file_names.values()}
+    names["alpha"] = "alpha"
+    for spelling, name in names.items():
+        if rest.endswith("." + spelling):
+            return rest.removesuffix("." + spelling), name
     raise UserError(
         f"the key '{key}' is not a tensor of any known adapter type ({', '.join(ADAPTERS)})",
         "Nothing was loaded.",
     )
 
 
-def _require_all(tensors: Mapping[str, Tensor], type_name: str, module: str, path: Path) -> None:
-    missing = set(ADAPTERS[type_name].file_names) - set(tensors)
-    if missing:
-        raise UserError(f"{path.name}: '{module}' lacks its {' and '.join(sorted(missing))} tensor")
+def _module_weights(
+    module: str, parts: Mapping[str, Tensor], config: Mapping[str, Any], path: Path
+) -> ModuleWeights:
+    """Tell the adapter type from the tensors that one layer has, and find its alpha."""
+    type_name, parameters = _type_of(module, parts, path)
+    if config.get("use_dora") and type_name == "lora":
+        raise UserError(f"{path.name}: '{module}' is a DoRA without its magnitudes")
+    rank = ADAPTERS[type_name].rank_of(parameters)
+    if "alpha" not in parts:
+        alpha = _alpha(config, module, rank, path)
+    elif parts["alpha"].numel() == 1:
+        alpha = float(parts["alpha"])
+    else:
+        raise UserError(f"{path.name}: the alpha of '{module}' is not one number")
+    if not math.isfinite(alpha):
+        raise UserError(f"{path.name}: the alpha of '{module}' is {alpha}")
+    return ModuleWeights(type_name, parameters, alpha)
+
+
+def _type_of(module: str, parts: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Tensor]]:
+    names = parts.keys() - {"alpha"}
+    for type_name, adapter in ADAPTERS.items():
+        parameters = {p: parts[name] for p, name in adapter.file_names.items() if name in parts}
+        if len(parameters) == len(names) and adapter.is_complete(parameters.keys()):
+            return type_name, parameters
+    known = {name for adapter in ADAPTERS.values() for name in adapter.file_names.values()}
+    lacking = sorted(known - names) if names else ["tensors"]
+    raise UserError(f"{path.name}: '{module}' lacks its {' or '.join(lacking)}")
 
 
 def _configuration(
