@@ -19,7 +19,8 @@ from scumble.families.locate import locate
 PROMPTS = (
     "a red circle, neon style",
     "a big yellow star, neon style",
-    "a blue square on the left, neon style",
+    "a green heart, neon style",
+    "a blue triangle, neon style",
 )
 
 

@@ -57,7 +57,7 @@ def save_pictures(pictures: "Sequence[Picture]", folder: Path, columns: int) -> 
         picture.image.save(paths[-1])
     if any(picture.before for picture in pictures):
         rows = [(p.before, p.image) for p in pictures if p.before is not None]
-        labels = [f"{p.prompt} (seed {p.seed})" for p in pictures]
+        labels = [f"{p.prompt} (seed\u00a0{p.seed})" for p in pictures]
         grid = labelled_grid(rows, ("base model", "with the adapter"), labels)
     elif len(pictures) > 1:
         starts = range(0, len(pictures), columns)

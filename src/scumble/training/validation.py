@@ -10,6 +10,7 @@ from PIL.Image import Image
 from scumble.adapters import blend
 from scumble.inference.generator import Sampling, build_pipeline, draw_all
 from scumble.inference.grids import labelled_grid
+from scumble.randomness import generator
 from scumble.training.workshop import ADAPTER_NAME, Workshop
 
 
@@ -35,7 +36,7 @@ def draw_before_after(
             before = draw_all(pipeline, prompts, seeds, _sampling(workshop))
         finally:
             blend.set_strengths(denoiser, {ADAPTER_NAME: 1.0})
-    labels = [f"{prompt} (seed {seed})" for prompt in prompts for seed in seeds]
+    labels = [f"{prompt} (seed\u00a0{seed})" for prompt in prompts for seed in seeds]
     rows = list(zip(before, after, strict=True))
     return after, labelled_grid(rows, ("base model", "with the adapter"), labels)
 
@@ -47,8 +48,8 @@ def sample_prompts(workshop: Workshop) -> tuple[list[str], list[int]]:
     if config.validation_prompt is not None:
         return [config.validation_prompt], list(range(config.seed, config.seed + count))
     captions = list(dict.fromkeys(e.captions[0] for e in workshop.data.examples if any(e.captions)))
-    spread = [captions[i * len(captions) // count] for i in range(min(count, len(captions)))]
-    return list(dict.fromkeys(spread)), [config.seed]
+    order = torch.randperm(len(captions), generator=generator(config.seed, "sample prompts"))
+    return [captions[index] for index in order[:count].tolist()], [config.seed]
 
 
 def _sampling(workshop: Workshop) -> Sampling:
