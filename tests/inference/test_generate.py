@@ -212,7 +212,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(
     (tmp_path / "file").write_text("mine")
     words = ["--pretrained_model_name_or_path", BASE, "--prompt", PROMPT]
     assert run(["generate", *words, "--output", str(tmp_path / "file" / "x")]) == 1
-    assert "cannot be made" in capsys.readouterr().err
+    assert "cannot be written" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -8,6 +8,7 @@ from scumble import console
 from scumble.cli.flags import parse_flags
 from scumble.config import GenerateConfig
 from scumble.errors import UserError
+from scumble.formats.container import require_writable
 
 if TYPE_CHECKING:
     from scumble.inference.generator import Picture
@@ -23,14 +24,12 @@ def main(arguments: Sequence[str]) -> None:
     flags = parse_flags((GenerateConfig,), arguments, "scumble generate", description)
     config = GenerateConfig(**flags)
     folder = Path(config.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from error
+    require_writable(folder, "--output")
     from scumble.inference.generator import generate_pictures
 
     pictures = generate_pictures(config)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         for path in save_pictures(pictures, folder, config.num_images):
             console.say(str(path))
     except OSError as error:

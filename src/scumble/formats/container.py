@@ -47,6 +47,25 @@ def container_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
     return struct.pack("<Q", len(head)) + head + content[8 + length :]
 
 
+def require_writable(folder: Path, flag: str) -> None:
+    """Refuse a folder that could not be made or written, before long work is done for it.
+
+    Args:
+        folder: that will be written; it need not exist, and is not made.
+        flag: that names it.
+
+    Raises:
+        UserError: naming what is in the way.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(
+            f"the output folder {folder} cannot be written",
+            f"{existing} is {'not writable' if existing.is_dir() else 'a file'}. Choose another "
+            f"with {flag}.",
+        )
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves either the old one or the whole new one.
 

@@ -1,7 +1,6 @@
 """The output folder of a run: who may write into it, and its record in run.json."""
 
 import json
-import os
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -10,7 +9,7 @@ from typing import Any
 
 from scumble.config import TrainConfig
 from scumble.errors import UserError
-from scumble.formats.container import write_atomically
+from scumble.formats.container import require_writable, write_atomically
 from scumble.formats.files import WEIGHT_NAME
 from scumble.training.checkpoints import MAY_DIFFER, Checkpoint
 
@@ -89,13 +88,7 @@ def claim_output(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
             _require_empty(folder, config)
     except OSError as error:
         raise UserError(f"the output folder {folder} cannot be read: {error.strerror}") from error
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(
-            f"the output folder {folder} cannot be written",
-            f"{existing} is {'not writable' if existing.is_dir() else 'a file'}. Choose another "
-            "with --output_dir.",
-        )
+    require_writable(folder, "--output_dir")
 
 
 def _require_empty(folder: Path, config: TrainConfig) -> None:

@@ -1,0 +1,1 @@
+"""How the built-in base model `scumble-tiny` is drawn for, trained and exported."""
