@@ -37,14 +37,35 @@ SEEDS = (0, 1)
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output_dir", type=Path, default=Path("models/scumble-tiny"))
-    parser.add_argument("--work_dir", type=Path, default=Path("work/scumble-tiny"))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--vae_steps", type=int, default=VaeRecipe.steps)
-    parser.add_argument("--text_steps", type=int, default=ContrastRecipe.steps)
-    parser.add_argument("--denoiser_steps", type=int, default=DenoiserRecipe.steps)
-    parser.add_argument("--batch", type=int, default=DenoiserRecipe.batch)
+    for flag, default, meaning in (
+        (
+            "--output_dir",
+            Path("models/scumble-tiny"),
+            "where the model goes, each time it is better",
+        ),
+        (
+            "--work_dir",
+            Path("work/scumble-tiny"),
+            "checkpoints and encoded pictures; keep it to resume",
+        ),
+        ("--device", "cuda" if torch.cuda.is_available() else "cpu", "where to train"),
+        ("--threads", 2, "CPU threads; 1 is fastest on shared cores"),
+        ("--vae_steps", VaeRecipe.steps, "steps of the autoencoder, about 25 minutes on one core"),
+        ("--text_steps", ContrastRecipe.steps, "contrastive steps of the text encoder, minutes"),
+        (
+            "--denoiser_steps",
+            DenoiserRecipe.steps,
+            "steps of the denoiser, about an hour on one core",
+        ),
+        ("--batch", DenoiserRecipe.batch, "pictures per denoiser step; 256 on a GPU"),
+    ):
+        text = f"{meaning} (default: {default})"
+        parser.add_argument(
+            flag,
+            type=Path if isinstance(default, Path) else type(default),
+            default=default,
+            help=text,
+        )
     parser.add_argument(
         "--teaching_sets", type=Path, help="only write the teaching sets to this folder, and stop"
     )
