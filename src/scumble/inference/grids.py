@@ -42,6 +42,8 @@ def labelled_grid(
         y_px = top + y * (height + GAP_PX)
         if labels:
             text = textwrap.fill(labels[y], 18, max_lines=9, placeholder=" ...")
+            # No-break spaces have done their part; the font has no sign for them.
+            text = text.replace("\u00a0", " ")
             pen.multiline_text((GAP_PX, y_px), text, INK, font)
         for x, picture in enumerate(row):
             enlarged = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
