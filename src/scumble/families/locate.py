@@ -1,5 +1,6 @@
 """Find what a base model's name means: the built-in one, a folder, a single file, a Hub id."""
 
+import difflib
 import json
 import re
 from dataclasses import dataclass
@@ -112,9 +113,12 @@ def locate(
     elif path.is_file() and location.endswith(CHECKPOINT_SUFFIXES):
         pipeline_class = "StableDiffusionPipeline"
     elif path.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        close = difflib.get_close_matches(name, BUILT_IN, n=1)
         raise UserError(
             f"there is no base model at '{name}'",
-            "Give a folder in diffusers' layout, a .safetensors checkpoint, a Hub id such as "
+            f"Did you mean {close[0]}?"
+            if close
+            else "Give a folder in diffusers' layout, a .safetensors checkpoint, a Hub id such as "
             "stable-diffusion-v1-5/stable-diffusion-v1-5, or scumble-tiny.",
         )
     else:
