@@ -67,7 +67,7 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 60) -> None
 
 
 @pytest.mark.slow
-def test_kill_9_and_resume_equals_an_undisturbed_run(make_config, tmp_path):
+def test_kill_9_and_resume_equals_an_undisturbed_run(make_config, tmp_path, capsys):
     scumble.train(make_config(**HARD_SETTINGS, output_dir=str(tmp_path / "whole")))
     killed = make_config(**HARD_SETTINGS, output_dir=str(tmp_path / "killed"))
     process = start(killed)
@@ -77,6 +77,8 @@ def test_kill_9_and_resume_equals_an_undisturbed_run(make_config, tmp_path):
     assert not (tmp_path / "killed" / "pytorch_lora_weights.safetensors").exists()
     killed.resume_from_checkpoint = "latest"
     scumble.train(killed)
+    # Every draw is named by its step: a run begun anew would end alike, so this must be said too.
+    assert "checkpoint-4, step 4" in capsys.readouterr().out
     assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "whole")) == 8
@@ -109,7 +111,7 @@ def stop_after(monkeypatch, step: int) -> None:
     monkeypatch.setattr(sitting.Sitting, "_between_steps", stopping)
 
 
-def test_a_stop_at_any_step_changes_nothing(make_config, tmp_path, monkeypatch):
+def test_a_stop_at_any_step_changes_nothing(make_config, tmp_path, monkeypatch, capsys):
     scumble.train(make_config(**HARD_SETTINGS, output_dir=str(tmp_path / "whole")))
     config = make_config(**HARD_SETTINGS, output_dir=str(tmp_path / "parts"))
     with monkeypatch.context() as patch:
@@ -121,7 +123,9 @@ def test_a_stop_at_any_step_changes_nothing(make_config, tmp_path, monkeypatch):
         stop_after(patch, 5)
         with pytest.raises(Stopped, match="step 5 of 8"):
             scumble.train(config)
+    assert "checkpoint-3, step 3" in capsys.readouterr().out
     scumble.train(config)
+    assert "checkpoint-5, step 5" in capsys.readouterr().out
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
 
 
@@ -259,7 +263,7 @@ def test_a_run_cut_off_while_drawing_is_finished_by_resuming(make_config, tmp_pa
     assert digest(tmp_path / "out") == before
 
 
-def test_going_on_after_a_nan_is_bit_exact(make_config, tmp_path, monkeypatch):
+def test_going_on_after_a_nan_is_bit_exact(make_config, tmp_path, monkeypatch, capsys):
     from scumble.training.denoising import DenoisingLoss
 
     settings = HARD_SETTINGS | {"checkpointing_steps": 100}
@@ -278,4 +282,22 @@ def test_going_on_after_a_nan_is_bit_exact(make_config, tmp_path, monkeypatch):
     assert len(losses(tmp_path / "out")) == 4
     config.resume_from_checkpoint = "latest"
     scumble.train(config)
+    assert "checkpoint-4, step 4" in capsys.readouterr().out
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
+def test_the_saved_moments_matter(make_config, tmp_path, monkeypatch):
+    """The comparisons above would not notice a resume that forgot them, if they changed nothing."""
+    from scumble.training.optimizers import Update
+
+    scumble.train(make_config(**HARD_SETTINGS, output_dir=str(tmp_path / "whole")))
+    config = make_config(**HARD_SETTINGS)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            scumble.train(config)
+    config.resume_from_checkpoint = "latest"
+    with monkeypatch.context() as patch:
+        patch.setattr(Update, "load_state", lambda *_: None)
+        scumble.train(config)
+    assert digest(tmp_path / "out") != digest(tmp_path / "whole")

@@ -1,6 +1,5 @@
 """An adapter in memory, away from any model: the hub that every file format meets at."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -56,8 +55,3 @@ def module_weights(adapters: AdapterSet, type_name: str) -> dict[str, ModuleWeig
         path: ModuleWeights(type_name, adapter.tensors(), adapter.alpha)
         for path, adapter in adapters.adapters.items()
     }
-
-
-def count_modules(weights: AdapterWeights) -> Mapping[str, int]:
-    """Component name -> how many of its layers the adapter changes."""
-    return {component: len(paths) for component, paths in weights.components.items()}

@@ -100,8 +100,8 @@ def _scan(source: Source, report: ScanReport, config: TrainConfig) -> Iterator[P
             on_missing_caption=config.on_missing_caption,
             default_caption=config.instance_prompt,
             workers=config.dataloader_num_workers,
+            progress=lambda looked_at: bar.update(looked_at - bar.n),
         ):
-            bar.update()
             yield picture
             if source.streaming and report.used == config.max_train_samples:
                 return
