@@ -61,7 +61,7 @@ class ToyFamily(StableDiffusion):
 
     name = "toy"
     pipeline_classes = ("ToyPipeline",)
-    default_targets = ("attn2.to_v",)
+    default_targets: ClassVar = {"unet": ("attn2.to_v",)}
 
     def pipeline(self, components: Components) -> Any:
         parts = super().pipeline(components).components

@@ -11,8 +11,16 @@ from safetensors.torch import load_file, save_file
 from scumble.adapters import ADAPTERS, LayerSpec
 from scumble.errors import UserError
 from scumble.families import FAMILIES
-from scumble.formats import FORMATS, AdapterWeights, ModuleWeights, read_adapter, write_adapter
+from scumble.formats import (
+    FORMATS,
+    AdapterWeights,
+    LearnedToken,
+    ModuleWeights,
+    read_adapter,
+    write_adapter,
+)
 from scumble.formats.container import read_container
+from scumble.formats.files import BUNDLE_NAME, EMBEDS_NAME, WEIGHT_NAME, Format
 
 NAMES = FAMILIES["stable_diffusion"].key_names
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -32,6 +40,18 @@ def weights(**changes: ModuleWeights) -> AdapterWeights:
     return AdapterWeights({"unet": unet}, {"base_model": "some/base", "note": "ü"})
 
 
+def token(count: int, seed: int = 0, width: int = 8) -> LearnedToken:
+    torch.manual_seed(seed)
+    return LearnedToken({"text_encoder": torch.randn(count, width)})
+
+
+METADATA = {
+    "base_model": "some/base",
+    "trigger_phrase": "a photo of <thing>",
+    "initializer_token": "dog",
+}
+TOKENS = {"<thing>": token(2), "v1.5": token(1, 1)}
+
 CASES = {
     "attention": weights(),
     "alpha": weights(**{ATTENTION: module(4, 1.5)}),
@@ -41,19 +61,27 @@ CASES = {
     "text encoder": AdapterWeights(
         {"unet": {ATTENTION: module(4, 4.0)}, "text_encoder": {TEXT: module(2, 1.0)}}, {}
     ),
+    "bundle": AdapterWeights(weights().components, METADATA, TOKENS),
+    "tokens": AdapterWeights({}, METADATA, TOKENS),
 }
 
+HOLDS_LAYERS = [name for name in FORMATS if name != "embedding"]
 
-@pytest.fixture(params=FORMATS)
+
+@pytest.fixture(params=HOLDS_LAYERS)
 def format_name(request):
     return request.param
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("format_name", "case"),
+    [(name, case) for name in HOLDS_LAYERS for case in CASES] + [("embedding", "tokens")],
+)
 def test_reading_gives_back_what_was_written(format_name, case, tmp_path):
     path = write_adapter(CASES[case], tmp_path / "a.safetensors", NAMES, format_name)
     back = read_adapter(path, NAMES)
     assert back.metadata == CASES[case].metadata
+    assert back.num_parameters == CASES[case].num_parameters
     assert back.components.keys() == CASES[case].components.keys()
     for component, modules in CASES[case].components.items():
         assert back.components[component].keys() == modules.keys()
@@ -61,6 +89,27 @@ def test_reading_gives_back_what_was_written(format_name, case, tmp_path):
             got = back.components[component][name]
             assert (got.type, got.alpha, got.rank) == (entry.type, entry.alpha, entry.rank)
             assert all(torch.equal(got.tensors[key], entry.tensors[key]) for key in entry.tensors)
+    assert back.tokens.keys() == CASES[case].tokens.keys()
+    for name, learned in CASES[case].tokens.items():
+        (vectors,) = learned.vectors.values()
+        assert torch.equal(back.tokens[name].vectors["text_encoder"], vectors)
+
+
+def test_vectors_count_as_parameters():
+    assert CASES["tokens"].num_parameters == 3 * 8
+    assert CASES["bundle"].num_parameters == weights().num_parameters + 3 * 8
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_equal_tokens_give_equal_bytes(format_name, tmp_path):
+    turned = AdapterWeights(
+        {}, dict(reversed(METADATA.items())), dict(reversed(CASES["tokens"].tokens.items()))
+    )
+    contents = {
+        write_adapter(which, tmp_path / f"{number}.safetensors", NAMES, format_name).read_bytes()
+        for number, which in enumerate([CASES["tokens"], turned] * 2)
+    }
+    assert len(contents) == 1
 
 
 def test_equal_content_gives_equal_bytes(format_name, tmp_path):
@@ -277,3 +326,121 @@ def test_nonsense_is_refused_by_name(tensors, config, message, tmp_path):
     save_file(tensors, tmp_path / "a.safetensors", metadata)
     with pytest.raises(UserError, match=message):
         read_adapter(tmp_path, NAMES)
+
+
+def test_a_bundle_is_spelled_as_a1111_does(tmp_path):
+    path = write_adapter(CASES["bundle"], tmp_path / "a.safetensors", NAMES)
+    stem = f"unet.{ATTENTION}.lora"
+    assert set(load_file(path)) == {
+        f"{stem}.down.weight",
+        f"{stem}.up.weight",
+        "bundle_emb.<thing>.string_to_param.*",
+        "bundle_emb.v1.5.string_to_param.*",
+    }
+
+
+def test_an_embedding_is_spelled_as_diffusers_does(tmp_path):
+    path = write_adapter(CASES["tokens"], tmp_path / "a.safetensors", NAMES, "embedding")
+    assert {key: t.shape for key, t in load_file(path).items()} == {
+        "<thing>": (2, 8),
+        "v1.5": (1, 8),
+    }
+
+
+@pytest.mark.parametrize(
+    ("tensors", "name", "shape"),
+    [
+        ({"<cat-toy>": torch.ones(8)}, "<cat-toy>", (1, 8)),
+        ({"<cat-toy>": torch.ones(3, 8)}, "<cat-toy>", (3, 8)),
+        ({"emb_params": torch.ones(3, 8)}, "my-style", (3, 8)),
+        ({"bundle_emb.a.b.string_to_param.*": torch.ones(3, 8)}, "a.b", (3, 8)),
+    ],
+)
+def test_embeddings_of_others_are_read(tensors, name, shape, tmp_path):
+    save_file(tensors, tmp_path / "my-style.safetensors")
+    back = read_adapter(tmp_path, NAMES)
+    assert back.components == {}
+    assert {t: e.vectors["text_encoder"].shape for t, e in back.tokens.items()} == {name: shape}
+
+
+def test_embeddings_alone_would_lose_an_adapter(tmp_path):
+    with pytest.raises(UserError, match="learned tokens alone"):
+        write_adapter(CASES["bundle"], tmp_path / "a.safetensors", NAMES, "embedding")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"lora_unet_mid.lora_down.weight": torch.ones(4, 8)}, "names none of the components"),
+        ({"<a>": torch.ones(2, 8), "<b>": torch.ones(2, 9)}, "'<a>' names none"),
+        ({"bundle_emb.<a>.clip_l": torch.ones(2, 8)}, "is not a learned token of this family"),
+        ({"bundle_emb..string_to_param.*": torch.ones(2, 8)}, "is not a learned token"),
+        ({"bundle_emb.<a>.string_to_param.*": torch.ones(8)}, r"'<a>' has shape \(8,\)"),
+        ({"<a>": torch.ones(0, 8)}, r"'<a>' has shape \(0, 8\)"),
+        ({"<a>": torch.ones(1, 8, dtype=torch.int8)}, "'<a>' holds torch.int8"),
+        ({"<a>": torch.full((1, 8), float("nan"))}, "'<a>' holds NaN"),
+        ({"": torch.ones(1, 8)}, "has no name"),
+    ],
+)
+def test_tokens_that_cannot_be_are_refused(tensors, message, tmp_path):
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=message):
+        read_adapter(tmp_path, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("learned", "message"),
+    [
+        (
+            LearnedToken({"text_encoder": torch.full((1, 8), float("inf"))}),
+            "'<a>' holds NaN or inf",
+        ),
+        (LearnedToken({"text_encoder": torch.ones(8)}), "not that of vectors"),
+        (LearnedToken({"text_encoder_2": torch.ones(1, 8)}), "which the family lacks"),
+        (LearnedToken({}), "'<a>' has no vectors"),
+    ],
+)
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_tokens_that_cannot_be_are_not_written(format_name, learned, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        write_adapter(AdapterWeights({}, {}, {"<a>": learned}), tmp_path / "a", NAMES, format_name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["learned_embeds.bin", "style.pt"])
+def test_pickled_files_are_refused_unopened(name, tmp_path):
+    (tmp_path / name).write_bytes(b"cos\nsystem\n")
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(UserError, match=f"{name} is a pickled file"):
+            read_adapter(source, NAMES)
+
+
+def test_the_fullest_file_of_a_folder_is_read(tmp_path):
+    write_adapter(CASES["tokens"], tmp_path / EMBEDS_NAME, NAMES, "embedding")
+    save_file({"<other>": torch.ones(1, 8)}, tmp_path / "other.safetensors")
+    assert read_adapter(tmp_path, NAMES).components == {}
+    write_adapter(weights(), tmp_path / WEIGHT_NAME, NAMES)
+    assert read_adapter(tmp_path, NAMES).tokens == {}
+    write_adapter(CASES["bundle"], tmp_path / BUNDLE_NAME, NAMES)
+    both = read_adapter(tmp_path, NAMES)
+    assert list(both.components) == ["unet"]
+    assert both.tokens.keys() == TOKENS.keys()
+
+
+@pytest.mark.parametrize("change", ["lost", "rounded"])
+def test_tokens_that_did_not_reach_the_file_are_missed(change, monkeypatch, tmp_path):
+    def spoil(weights, path, key_names):
+        tokens = {
+            name: LearnedToken({e: vectors.half() for e, vectors in entry.vectors.items()})
+            for name, entry in weights.tokens.items()
+            if change == "rounded"
+        }
+        spoiled = AdapterWeights(weights.components, weights.metadata, tokens)
+        FORMATS["peft"].write(spoiled, path, key_names)
+
+    entry = FORMATS["peft"]
+    monkeypatch.setitem(FORMATS, "spoiling", Format(entry.recognises, entry.read, spoil))
+    with pytest.raises(UserError, match="'<thing>' did not come back"):
+        write_adapter(CASES["bundle"], tmp_path / "a.safetensors", NAMES, "spoiling")
+    assert list(tmp_path.iterdir()) == []

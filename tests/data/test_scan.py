@@ -7,7 +7,7 @@ from PIL import Image
 
 from scumble.data.pictures import Finding
 from scumble.data.scan import ScanReport, scan
-from scumble.data.sources import image_folder
+from scumble.data.sources import huggingface_dataset, image_folder
 from scumble.errors import UserError
 
 
@@ -150,9 +150,71 @@ class TestCaptions:
         add_picture("a.png", "own")
         add_picture("b.png")
         add_picture("c.png", "")
-        pictures, _ = look(default_caption="a photo of sks dog")
+        pictures, _ = look(default_captions=["a photo of sks dog"])
         default = ("a photo of sks dog",)
         assert [picture.captions for picture in pictures] == [("own",), default, default]
+
+    def test_every_default_caption_goes_to_a_picture_without_one(self, add_picture, look):
+        add_picture("a.png", "own")
+        add_picture("b.png", colour=(1, 1, 1))
+        pictures, report = look(default_captions=["one", "two"])
+        assert [picture.captions for picture in pictures] == [("own",), ("one", "two")]
+        assert report.notes == ["2 default captions: used by 1 picture, own captions by 1"]
+
+    def test_the_report_counts_who_uses_the_default_if_there_was_a_choice(self, add_picture, look):
+        add_picture("a.png")
+        assert look(default_captions=["x"])[1].notes == []
+        add_picture("b.png", "own")
+        add_picture("c.png", "")
+        notes = look(default_captions=["x"])[1].notes
+        assert notes == ["the default caption: used by 2 pictures, own captions by 1"]
+        add_picture("a.png", "own")
+        add_picture("c.png", "own")
+        notes = look(default_captions=["x"])[1].notes
+        assert notes == ["the default caption: used by 0 pictures, own captions by 3"]
+        assert look()[1].notes == []
+
+    def test_own_captions_can_be_ignored_and_the_report_says_how_many(
+        self, folder, add_picture, look
+    ):
+        add_picture("a.png", "own", colour=(1, 1, 1))
+        add_picture("b.png", " ", colour=(2, 2, 2))
+        add_picture("c.png", colour=(3, 3, 3))
+        add_picture("d.png")
+        rows = '{"file_name": "d.png", "text": ["one", "two"]}'
+        (folder / "metadata.jsonl").write_text(rows)
+        pictures, report = look(default_captions=["x", "y"], own_captions=False)
+        assert [picture.captions for picture in pictures] == [("x", "y")] * 4
+        assert report.lines()[1:] == [
+            "3 captions found but ignored: all pictures use 2 default captions"
+        ]
+
+    def test_ignoring_all_captions_without_another_is_an_error(self, add_picture, look):
+        add_picture("a.png", "own")
+        with pytest.raises(UserError, match="own captions are ignored, and there is no other"):
+            look(own_captions=False)
+
+    def test_a_data_set_without_captions_gets_the_default_ones(self, tmp_path, encode):
+        import datasets
+
+        data = [encode(Image.new("RGB", (4, 4), (n, n, n)), "PNG") for n in range(2)]
+        cells = [{"bytes": one, "path": None} for one in data]
+        features = datasets.Features({"image": datasets.Image()})
+        table = datasets.Dataset.from_dict({"image": cells}, features=features)
+        (tmp_path / "set").mkdir()
+        table.to_parquet(tmp_path / "set" / "train.parquet")
+        for streaming in (False, True):
+            source = huggingface_dataset(
+                str(tmp_path / "set"),
+                caption_column=None,
+                cache_dir=str(tmp_path / "cache"),
+                streaming=streaming,
+            )
+            options = {"on_bad_image": "error", "default_captions": ["one", "two"]}
+            pictures = list(scan(source, ScanReport(), **options))
+            assert [picture.captions for picture in pictures] == [("one", "two")] * 2
+            assert pictures[1].load().getpixel((0, 0)) == (1, 1, 1)
+            assert {example.read_mask for example in source} == {None}
 
     def test_a_blank_caption_beside_others_is_kept_and_reported(self, add_picture, look):
         add_picture("a.png", "yes")
@@ -204,6 +266,19 @@ class TestReport:
         assert report.lines()[1:] == [
             "9 with an empty caption: 0.png, 1.png, 2.png, 3.png, 4.png and 4 more",
             "caption files without a picture: orphan.txt",
+        ]
+
+    def test_whoever_stops_early_gets_the_notes_too(self, folder, add_picture):
+        for name in ("a.png", "b.png", "c.png"):
+            add_picture(name, "x")
+        add_picture("lost.mask.png")
+        report = ScanReport()
+        pictures = scan(image_folder(folder), report, on_bad_image="error", default_captions=["y"])
+        next(pictures)
+        pictures.close()
+        assert report.notes == [
+            "masks without a picture: lost.mask.png",
+            "the default caption: used by 0 pictures, own captions by 1",
         ]
 
     def test_progress_counts_every_file(self, add_picture, look):

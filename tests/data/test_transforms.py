@@ -2,7 +2,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scumble.data.transforms import INTERPOLATIONS, Crop, crops_of, pixels
+from scumble.data.transforms import INTERPOLATIONS, Crop, crops_of, mask_weights, pixels
 from scumble.errors import UserError
 
 
@@ -116,3 +116,50 @@ class TestCrops:
 
     def test_the_bucket_is_part_of_the_key(self):
         assert Crop((32, 64)).key != Crop((64, 32)).key
+
+
+def grey(rows):
+    """Make a mask from its rows of greys."""
+    image = Image.new("L", (len(rows[0]), len(rows)))
+    for y, values in enumerate(rows):
+        for x, value in enumerate(values):
+            image.putpixel((x, y), value)
+    return image
+
+
+class TestMaskWeights:
+    def test_black_is_nothing_white_is_all_and_each_latent_is_an_average(self):
+        mask = grey([[0, 0, 255, 255, 0, 255], [0, 0, 255, 255, 255, 51]])
+        weights = mask_weights(mask, Crop((2, 6)), (1, 3))
+        assert (weights.dtype, tuple(weights.shape)) == (torch.float32, (1, 1, 3))
+        assert torch.allclose(weights, torch.tensor([[[0.0, 1.0, 0.55]]]))
+
+    def test_flip_mirrors_left_to_right(self):
+        mask = grey([[0, 0, 255, 255]] * 4)
+        plain = mask_weights(mask, Crop((4, 4)), (2, 2))
+        assert plain.tolist() == [[[0, 1], [0, 1]]]
+        assert torch.equal(mask_weights(mask, Crop((4, 4), flip=True), (2, 2)), plain.flip(-1))
+
+    @pytest.mark.parametrize("position", [0.0, 0.5, 1.0])
+    @pytest.mark.parametrize("flip", [False, True])
+    @pytest.mark.parametrize("size", [(80, 32), (32, 80), (57, 23), (160, 48)])
+    def test_it_shows_what_the_picture_shows(self, size, position, flip):
+        mask = Image.new("L", size)
+        mask.paste(255, (size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2))
+        crop = Crop((32, 32), position, flip)
+        red_CHW = pixels(mask.convert("RGB"), crop, "bilinear")
+        shown = torch.nn.functional.avg_pool2d((red_CHW[:1] + 1) / 2, 4)
+        weights = mask_weights(mask, crop, (8, 8))
+        assert torch.allclose(weights, shown, atol=0.15)
+        assert (weights - shown).abs().mean() < 0.02
+
+    def test_an_edge_stays_sharp_when_the_mask_is_made_smaller(self):
+        mask = grey([[0] * 16 + [255] * 16] * 32)
+        weights = mask_weights(mask, Crop((8, 8)), (4, 4))
+        assert weights.tolist() == [[[0, 0, 1, 1]] * 4]
+
+    @pytest.mark.parametrize("size", [(1, 1), (997, 3), (641, 427), (13, 17)])
+    @pytest.mark.parametrize("value", [0, 255])
+    def test_one_colour_stays_exact_at_any_size(self, size, value):
+        weights = mask_weights(Image.new("L", size, value), Crop((24, 40), 0.5), (3, 5))
+        assert torch.equal(weights, torch.full((1, 3, 5), value / 255))

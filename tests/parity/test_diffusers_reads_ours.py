@@ -9,7 +9,7 @@ from peft.utils import get_peft_model_state_dict
 
 import scumble
 from scumble.errors import UserError
-from scumble.formats import AdapterWeights
+from scumble.formats import AdapterWeights, LearnedToken
 
 PRESETS = {
     "attention": ("to_q", "to_k", "to_v", "to_out.0"),
@@ -163,3 +163,46 @@ def test_an_adapter_of_another_base_is_refused_whole(make_weights, make_pipeline
     with pytest.raises(UserError, match=r"down_blocks\.9\.attn\.to_q.*lacks"):
         scumble.load_adapter(pipeline, deeper)
     assert np.array_equal(draw(pipeline), plain)
+
+
+def draw_thing(pipeline):
+    options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "np"}
+    generator = torch.Generator().manual_seed(3)
+    return pipeline("a <thing> in the sun", generator=generator, **options).images[0]
+
+
+def learned(count, width=128):
+    torch.manual_seed(count)
+    return LearnedToken({"text_encoder": torch.randn(count, width)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 3])
+def test_diffusers_draws_the_same_from_our_token(count, dtype, make_pipeline, tmp_path):
+    weights = AdapterWeights({}, {"base_model": "tiny"}, {"<thing>": learned(count)})
+    scumble.write_adapter(weights, tmp_path / "learned_embeds.safetensors", "embedding")
+    theirs, ours = make_pipeline().to(dtype), make_pipeline().to(dtype)
+    plain = draw_thing(theirs)
+    theirs.load_textual_inversion(str(tmp_path))
+    scumble.load_adapter(ours, tmp_path)
+    drawn = draw_thing(ours)
+    assert np.array_equal(draw_thing(theirs), drawn)
+    assert np.abs(drawn - plain).max() > 0.01
+
+
+def test_diffusers_refuses_a_bundle_and_reads_the_plain_files(
+    make_weights, make_pipeline, tmp_path
+):
+    layers = make_weights("to_q", text_encoder=("q_proj",))
+    both = AdapterWeights(layers.components, layers.metadata, {"<thing>": learned(2)})
+    bundle = scumble.write_adapter(both, tmp_path / "scumble_adapter.safetensors")
+    theirs, ours = make_pipeline(), make_pipeline()
+    with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
+        theirs.load_lora_weights(str(bundle))
+    scumble.load_adapter(ours, tmp_path)
+    scumble.write_adapter(layers, tmp_path / "pytorch_lora_weights.safetensors")
+    tokens = AdapterWeights({}, {}, both.tokens)
+    scumble.write_adapter(tokens, tmp_path / "learned_embeds.safetensors", "embedding")
+    theirs.load_lora_weights(str(tmp_path), weight_name="pytorch_lora_weights.safetensors")
+    theirs.load_textual_inversion(str(tmp_path))
+    assert np.abs(draw_thing(theirs) - draw_thing(ours)).max() <= 1e-5

@@ -71,6 +71,8 @@ class Adapter(nn.Module, ABC):
 
     file_names: ClassVar[Mapping[str, str]]
     """Parameter name -> the tensor name that other tools give it (LyCORIS spelling)."""
+    from_zero: ClassVar[tuple[str, ...]] = ()
+    """Parameters that start from zero; LoRA+ lets them learn faster than the others."""
 
     def __init__(self, layer: LayerSpec, rank: int, alpha: float) -> None:
         super().__init__()
@@ -79,6 +81,8 @@ class Adapter(nn.Module, ABC):
         self.alpha = alpha
         self.rank_mask: Tensor | None = None
         """(R,) factors of rank dropout while training; None keeps every rank."""
+        self.input_dropout = 0.0
+        """Share of the inputs of `branch` that are switched off while training."""
 
     @property
     def scale(self) -> float:

@@ -87,6 +87,24 @@ class AdapterSet:
         """Every trainable parameter, in the order of the module paths."""
         return [p for adapter in self.adapters.values() for p in adapter.parameters()]
 
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Every trainable parameter by module path and name."""
+        return {
+            f"{path}.{name}": parameter
+            for path, adapter in self.adapters.items()
+            for name, parameter in adapter.named_parameters()
+        }
+
+    def set_strength(self, strength: float) -> None:
+        """Set how strongly this adapter acts on every layer."""
+        for layer in self.layers.values():
+            layer.strengths[self.name] = strength
+
+    def drop_inputs(self, probability: float) -> None:
+        """Switch each input off with `probability`, drawn by torch's own generator."""
+        for adapter in self.adapters.values():
+            adapter.input_dropout = probability
+
     def drop_ranks(self, probability: float, draw: torch.Generator) -> None:
         """Switch each rank of each layer off with `probability`, and scale up what stays.
 

@@ -75,7 +75,8 @@ class AdaptedLayer(nn.Module):
         active = self.active()
         changes: list[Tensor] = []
         for adapter, strength in active:
-            change = adapter.branch(x)
+            dropout = adapter.input_dropout
+            change = adapter.branch(nn.functional.dropout(x, dropout) if dropout else x)
             if change is None:
                 # One that needs the whole weight: then all go there, in order, as in `merge`.
                 weight = self._with_changes(active).to(x.dtype)

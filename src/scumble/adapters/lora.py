@@ -24,6 +24,7 @@ class LoRA(Adapter):
         "down": "lora_down.weight",
         "up": "lora_up.weight",
     }
+    from_zero: ClassVar[tuple[str, ...]] = ("up",)
 
     def __init__(self, layer: LayerSpec, rank: int, alpha: float) -> None:
         super().__init__(layer, rank, alpha)

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     # The built-in base is too small to share: its threads would mostly wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     started = time.monotonic()
-    settings = read_config_file(demo_config(), field_names())
+    settings = read_config_file(demo_config(), field_names("text_to_image"))
     settings |= {"train_data_dir": str(demo_pictures()), "output_dir": str(output / "neon")}
     if (output / "neon" / "run.json").is_file():
         settings["resume_from_checkpoint"] = "latest"

@@ -1,7 +1,7 @@
 """From the configuration classes to command-line flags, with a file underneath."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from typing import Any, get_origin, get_type_hints
 
@@ -12,7 +12,11 @@ from scumble.errors import UserError
 
 
 def parse_flags(
-    groups: Sequence[type], arguments: Sequence[str], program: str, description: str
+    groups: Sequence[type],
+    arguments: Sequence[str],
+    program: str,
+    description: str,
+    defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Read flags of several configuration classes, shown as groups in the help.
 
@@ -23,6 +27,7 @@ def parse_flags(
         arguments: the words after the verb.
         program: shown in the help, such as "scumble generate".
         description: first line of the help.
+        defaults: instead of the classes' own, by field name.
 
     Returns:
         Field name -> value.
@@ -32,7 +37,9 @@ def parse_flags(
         SystemExit: bad flags (after tyro has said what is wrong), or --help.
     """
     rest, settings = _take_config(list(arguments), groups)
-    members = [(_group_name(group), group, _with_file(group, settings)) for group in groups]
+    members = [
+        (_group_name(group), group, _with_file(group, settings, defaults or {})) for group in groups
+    ]
     grouped = make_dataclass("Flags", members)
     grouped.__doc__ = f"{description}\n\nA file with the same names as keys: --config FILE.toml."
     parsed: Any = tyro.cli(
@@ -80,13 +87,15 @@ def _gather_repeats(arguments: Sequence[str], groups: Sequence[type]) -> list[st
     return [word for part in parts.values() for word in part]
 
 
-def _with_file(group: type, settings: dict[str, Any]) -> Any:
+def _with_file(group: type, settings: dict[str, Any], defaults: Mapping[str, Any]) -> Any:
     """A field whose default is the group filled from the file; what lacks stays required."""
     hints = get_type_hints(group)
     values = {}
     for item in fields(group):
         if item.name in settings:
             values[item.name] = _checked(item.name, settings[item.name], hints[item.name])
+        elif item.name in defaults:
+            values[item.name] = defaults[item.name]
         elif item.default is MISSING:
             values[item.name] = tyro.MISSING
     instance: Any = object.__new__(group)

@@ -5,11 +5,35 @@ from collections.abc import Sequence
 
 from scumble import console
 from scumble.cli.flags import parse_flags
-from scumble.config import GROUPS, TrainConfig
+from scumble.config import METHOD_GROUPS, TrainConfig
+from scumble.config.method_groups import METHOD_DEFAULTS
 from scumble.errors import UserError
 
-METHODS = {"text_to_image": "adapters taught by captioned pictures"}
+METHODS = {
+    "text_to_image": "adapters taught by captioned pictures",
+    "dreambooth": "adapters for one subject, taught by a few pictures of it",
+    "textual_inversion": "a new word, taught by a few pictures; the model stays as it is",
+    "pivotal_tuning": "a new word first, then adapters on top of it",
+    "full": "the whole denoiser: for comparison, at a thousand times the size",
+}
 """Method -> what it is for."""
+
+ELSEWHERE = {
+    "pre_compute_text_embeddings": (False, "captions are always encoded once where they can be"),
+    "save_steps": (True, "every checkpoint holds the learnt rows: --checkpointing_steps"),
+    "save_as_full_pipeline": (False, "the result is loaded on top of the unmodified base"),
+}
+"""Flags of diffusers' scripts that need no counterpart -> (takes a value, why)."""
+
+REFUSED = {
+    "tokenizer_name": "the tokenizer is the base's own",
+    "tokenizer_max_length": "the tokenizer's own length is used",
+    "text_encoder_use_attention_mask": "the base's own setting is used",
+    "validation_images": "the bases that are taught start from text alone",
+    "class_labels_conditioning": "the bases that are taught have no class labels",
+    "no_safe_serialization": "only safetensors files are written",
+}
+"""Flags of diffusers' scripts that change the result there and are not possible here -> why."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -19,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
         UserError: an unknown method, bad settings, bad input.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        lines = "\n".join(f"  {name:16} {purpose}" for name, purpose in METHODS.items())
+        lines = "\n".join(f"  {name:18} {purpose}" for name, purpose in METHODS.items())
         console.say(f"usage: scumble train METHOD ...\n\n{lines}\n")
         console.say("scumble train METHOD --help explains every option.")
         if not arguments:
@@ -30,9 +54,37 @@ def main(arguments: Sequence[str]) -> None:
         close = difflib.get_close_matches(method, METHODS, n=1)
         hint = f"Did you mean '{close[0]}'?" if close else f"Methods: {', '.join(METHODS)}."
         raise UserError(f"there is no training method '{method}'", hint)
-    program = f"scumble train {method}"
-    settings = parse_flags(GROUPS, arguments[1:], program, METHODS[method])
+    settings = parse_flags(
+        METHOD_GROUPS[method],
+        _without_foreign(arguments[1:]),
+        f"scumble train {method}",
+        METHODS[method],
+        METHOD_DEFAULTS[method],
+    )
     config = TrainConfig(method=method, **settings)
     from scumble.training.run import train
 
     train(config)
+
+
+def _without_foreign(arguments: Sequence[str]) -> list[str]:
+    """Leave out flags of diffusers' scripts that have no counterpart here, saying why.
+
+    Raises:
+        UserError: one that would change the result.
+    """
+    kept = []
+    words = iter(arguments)
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else ""
+        if name in REFUSED:
+            raise UserError(f"--{name} is not available: {REFUSED[name]}", "Leave it away.")
+        if name not in ELSEWHERE:
+            kept.append(word)
+            continue
+        takes_value, reason = ELSEWHERE[name]
+        console.say(f"--{name} is not needed: {reason}")
+        if takes_value and not equals:
+            next(words, None)
+    return kept

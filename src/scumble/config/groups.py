@@ -67,6 +67,17 @@ class DataFields:
     caption_dropout: float = 0.0
     """Share of the samples that see an empty caption; about 0.1 keeps guidance strong in long
     runs."""
+    shuffle_caption: bool = False
+    """Shuffle the comma-separated parts of a caption anew each time it is shown. For tag lists,
+    whose order means nothing; captions are then encoded in every step."""
+    keep_tokens: int = 0
+    """Leave so many parts at the front of a shuffled caption where they are, such as a trigger."""
+    masked_loss: bool = False
+    """Learn only what the white of a mask shows: fox.mask.png beside fox.png, of the same size. For
+    subjects that are always seen on the same ground."""
+    unmasked_weight: float = 0.0
+    """How much the black of a mask still counts, from 0 to 1; about 0.1 keeps the surroundings from
+    drifting."""
     dataloader_num_workers: int = 0
     """Threads that decode pictures while they are checked and encoded; training itself needs
     none."""
@@ -92,6 +103,9 @@ class AdapterFields:
     adapter_init: Literal["gaussian", "kaiming"] = "gaussian"
     """Start values: gaussian as in diffusers; kaiming as in PEFT and kohya, which moves several
     times slower at the same learning rate."""
+    lora_dropout: float = 0.0
+    """Share of an adapter's inputs that are switched off in each step; up to 0.1 helps against
+    overfitting."""
     rank_dropout: float = 0.0
     """Share of the ranks that are switched off in each step; up to 0.1 helps against
     overfitting."""
@@ -105,9 +119,15 @@ class AdapterFields:
 class OptimizerFields:
     """Optimizer and loss"""
 
-    learning_rate: float = 1e-4
-    """Step size. LoRA takes 1e-4; lower it when the samples turn garish, raise it when nothing
-    changes."""
+    learning_rate: float | None = None
+    """Step size: 1e-4 for adapters, 5e-4 for the rows of textual inversion, 1e-5 for full
+    fine-tuning. Lower it when the samples turn garish, raise it when nothing changes."""
+    layer_learning_rates: tuple[str, ...] = ()
+    """Other rates for some layers, as ends of module names with a rate behind each:
+    down_blocks.*:5e-5 mid_block.*:2e-4. The last that matches decides."""
+    lora_plus_ratio: float = 1.0
+    """The matrices that start from zero learn so many times faster (LoRA+, arXiv:2402.12354); 8 to
+    16 often learns faster, with a lower learning rate."""
     scale_lr: bool = False
     """Multiply the learning rate by batch size, accumulation and number of processes."""
     lr_scheduler: Literal[
@@ -137,6 +157,9 @@ class OptimizerFields:
     """Weight decay of AdamW."""
     adam_epsilon: float = 1e-8
     """AdamW's guard against division by zero."""
+    ema_decay: float | None = None
+    """Save and draw with a running average of what is learnt, such as 0.99: each step keeps so much
+    of it. Smooths out small batches; try it in runs of some hundred steps or more."""
     snr_gamma: float | None = None
     """Min-SNR weighting of the loss (arXiv:2303.09556); 5.0 often learns faster."""
     noise_offset: float = 0.0
@@ -154,12 +177,13 @@ class RunFields:
     """Folder for everything that the run writes. It must not hold another run."""
     seed: int = 0
     """Fixes every random draw: the same seed and settings give the same adapter."""
-    train_batch_size: int = 16
-    """Pictures per step and process. Set it to 1 first when memory runs out."""
+    train_batch_size: int | None = None
+    """Pictures per step and process: 16 for many captioned pictures, 1 for a subject's few. Set it
+    to 1 first when memory runs out."""
     gradient_accumulation_steps: int = 1
     """Batches that are added up for one step: a larger batch in the memory of a small one."""
-    num_train_epochs: int = 100
-    """Passes over the pictures, where max_train_steps is not given."""
+    num_train_epochs: int | None = None
+    """Passes over the pictures, where max_train_steps is not given: 100 to 300, by method."""
     max_train_steps: int | None = None
     """Steps of the optimizer in all; overrides num_train_epochs."""
     gradient_checkpointing: bool = False
@@ -189,8 +213,19 @@ class ValidationFields:
     """Draw this prompt while training, with the same code as scumble generate."""
     num_validation_images: int = 4
     """How many pictures to draw of it."""
-    validation_epochs: int = 1
-    """Draw every so many epochs."""
+    validation_epochs: int | None = None
+    """Draw, and measure the loss on held-out pictures, every so many epochs: 1, or 50 where an
+    epoch is a handful of pictures."""
+    validation_steps: int | None = None
+    """Do so every so many steps instead."""
+    validation_share: float = 0.0
+    """Hold back so large a share of the pictures, and measure the loss on them, always
+    at the same noise. The checkpoint that did best is kept in the folder best, and becomes the
+    result."""
+    validation_data_dir: str | None = None
+    """Measure on the pictures of this folder instead, captioned like the training folder."""
+    early_stop: int | None = None
+    """End the training when so many measurements in a row bring nothing better."""
     before_after: bool = True
     """At the end, draw the same prompts with and without the adapter side by side: the validation
     prompt, or captions of the pictures."""

@@ -1,12 +1,11 @@
 """The configuration of a training run, checked as a whole."""
 
-import math
 import textwrap
-from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from scumble.config.checks import check_method, check_ranges, check_together, fill_defaults
 from scumble.config.groups import (
     AdapterFields,
     DataFields,
@@ -16,56 +15,30 @@ from scumble.config.groups import (
     RunFields,
     ValidationFields,
 )
-from scumble.config.ranges import MAX_INFERENCE_STEPS, check_seed
-from scumble.errors import UserError
-
-GROUPS: tuple[type, ...] = (
-    ModelFields,
-    DataFields,
-    AdapterFields,
-    OptimizerFields,
-    RunFields,
-    ValidationFields,
-    ReportFields,
+from scumble.config.method_groups import (
+    METHOD_GROUPS,
+    PivotFields,
+    SubjectFields,
+    TextEncoderFields,
+    TokenFields,
 )
-"""The groups in the order that help shows them."""
-
-AT_LEAST_ONE = (
-    "rank",
-    "resolution",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "max_train_steps",
-    "max_train_samples",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "num_validation_images",
-    "validation_epochs",
-    "num_inference_steps",
-    "lr_num_cycles",
-)
-NOT_NEGATIVE = (
-    "lr_warmup_steps",
-    "max_grad_norm",
-    "adam_weight_decay",
-    "noise_offset",
-    "dataloader_num_workers",
-)
-POSITIVE = ("learning_rate", "alpha", "snr_gamma", "adam_epsilon")
-SHARES = ("caption_dropout", "rank_dropout", "adam_beta1", "adam_beta2")
 
 SECRETS = ("hub_token",)
 """Settings that are written nowhere."""
 LOCAL_PATHS = (
     "output_dir",
     "train_data_dir",
+    "instance_data_dir",
+    "class_data_dir",
+    "validation_data_dir",
     "cache_dir",
     "latent_cache_dir",
     "logging_dir",
     "resume_from_checkpoint",
 )
 """Settings that are paths of this machine."""
+WORD_LISTS = ("target_modules", "text_encoder_target_modules", "layer_learning_rates")
+"""Settings of several words, which may also be parted by commas."""
 
 
 @dataclass(kw_only=True)
@@ -74,7 +47,11 @@ class TrainConfig(
     ValidationFields,
     RunFields,
     OptimizerFields,
+    TextEncoderFields,
     AdapterFields,
+    PivotFields,
+    TokenFields,
+    SubjectFields,
     DataFields,
     ModelFields,
 ):
@@ -88,24 +65,33 @@ class TrainConfig(
     """What is taught, and how: the word after `scumble train`."""
 
     def __post_init__(self) -> None:
-        words = " ".join(self.target_modules).replace(",", " ")
-        self.target_modules = tuple(words.split())
-        _check_ranges(self)
-        check_seed(self.seed)
-        if (self.train_data_dir is None) == (self.dataset_name is None):
-            raise UserError(
-                "name the pictures: exactly one of --train_data_dir and --dataset_name",
-                "For a folder of your own pictures: --train_data_dir FOLDER.",
-            )
-        if self.streaming and self.dataset_name is None:
-            raise UserError("--streaming reads a data set", "Use it with --dataset_name.")
-        if self.hub_model_id is not None and not self.push_to_hub:
-            raise UserError("--hub_model_id has no effect without --push_to_hub")
-        if self.push_to_hub:
-            raise UserError(
-                "--push_to_hub is not available yet",
-                "Train without it; the output folder is ready for `hf upload`.",
-            )
+        for name in WORD_LISTS:
+            words = " ".join(getattr(self, name)).replace(",", " ")
+            setattr(self, name, tuple(words.split()))
+        check_method(self)
+        fill_defaults(self)
+        check_ranges(self)
+        check_together(self)
+
+    @property
+    def picture_folder(self) -> str | None:
+        """The folder to learn from, by whatever name the method calls it."""
+        return self.train_data_dir or self.instance_data_dir
+
+    @property
+    def learns_words(self) -> bool:
+        """Whether a new word is learnt."""
+        return self.placeholder_token is not None
+
+    @property
+    def encodes_in_every_step(self) -> bool:
+        """Whether captions cannot be encoded once and for all."""
+        return self.train_text_encoder or self.learns_words or self.shuffle_caption
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are pictures to measure the loss on."""
+        return bool(self.validation_share) or self.validation_data_dir is not None
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from the defaults, by flag name, secrets left out."""
@@ -124,42 +110,23 @@ class TrainConfig(
         return shared
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as plain values for JSON, the Hub token left out."""
+        """The settings that the method has, as plain values for JSON, the Hub token left out."""
         settings = asdict(self)
-        settings["target_modules"] = list(self.target_modules)
-        return {name: value for name, value in settings.items() if name not in SECRETS}
+        own = {"method", *field_names(self.method)} - set(SECRETS)
+        settings |= {name: list(settings[name]) for name in WORD_LISTS}
+        return {name: value for name, value in settings.items() if name in own}
 
 
-def field_names() -> list[str]:
-    """Names of all settings, which are those of the flags and of the keys in files."""
-    return [field.name for group in GROUPS for field in fields(group)]
-
-
-def _check_ranges(config: TrainConfig) -> None:
-    ranges: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
-        (AT_LEAST_ONE, lambda v: v >= 1, "at least 1"),
-        (NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
-        (POSITIVE, lambda v: v > 0, "above 0"),
-        (SHARES, lambda v: 0 <= v < 1, "from 0 to below 1"),
-    ]
-    for names, fits, range_text in ranges:
-        for name in names:
-            value = getattr(config, name)
-            if value is not None and not fits(value):
-                raise UserError(f"--{name} must be {range_text}, not {value}")
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"--{item.name} must be a finite number, not {value}")
-    if config.num_inference_steps > MAX_INFERENCE_STEPS:
-        raise UserError(f"--num_inference_steps must be at most {MAX_INFERENCE_STEPS}")
+def field_names(method: str) -> list[str]:
+    """Names of a method's settings, which are those of the flags and of the keys in files."""
+    return [field.name for group in METHOD_GROUPS[method] for field in fields(group)]
 
 
 def describe(config: TrainConfig) -> list[str]:
     """The resolved settings, group by group, in lines of a terminal's width."""
     values = config.to_dict()
     lines = []
-    for group in GROUPS:
+    for group in METHOD_GROUPS[config.method]:
         names = [item.name for item in fields(group) if item.name in values]
         pairs = " ".join(f"{name}={_word(values[name])}" for name in names)
         lines += textwrap.wrap(

@@ -99,6 +99,20 @@ class TensorStore:
         found = self._memory.get(key)
         return None if found is None else dict(found)
 
+    def require(self, key: str) -> dict[str, Tensor]:
+        """Fetch an entry that was there.
+
+        Raises:
+            UserError: it has been removed meanwhile.
+        """
+        found = self.get(key)
+        if found is None:
+            raise UserError(
+                f"the entry {key[:12]} has gone from the cache {self.folder} while it was in use",
+                "Start again (--resume_from_checkpoint latest): what lacks is encoded anew.",
+            )
+        return found
+
     def put(self, key: str, tensors: Mapping[str, Tensor], label: str) -> None:
         """Keep an entry; the tensors are copied to the CPU.
 

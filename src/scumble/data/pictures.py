@@ -1,6 +1,8 @@
 """Raw bytes to an upright RGB picture, with a note of everything remarkable on the way."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -52,10 +54,58 @@ def decode(data: bytes) -> tuple[Image.Image, tuple[Finding, ...]]:
     Raises:
         BadPictureError: the bytes give no picture, or one of more than MAX_PIXELS.
     """
+    with _opened(data) as image:
+        findings = []
+        # Phones write MPO: a JPEG whose further frames are depth maps and previews.
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            findings.append(Finding.ANIMATED)
+        if image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9):
+            findings.append(Finding.ROTATED)
+        upright = _eight_bit(ImageOps.exif_transpose(image))
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            alpha_min, _ = upright.getchannel("A").getextrema()
+            if alpha_min != 255:
+                findings.append(Finding.TRANSPARENT)
+            canvas = Image.new("RGBA", upright.size, (*BACKGROUND_RGB, 255))
+            upright = Image.alpha_composite(canvas, upright)
+        return upright.convert("RGB"), tuple(findings)
+
+
+def decode_mask(data: bytes) -> Image.Image:
+    """Decode a whole mask: the upright grey of its colours, with transparency left out of account.
+
+    Args:
+        data: the bytes of an image file.
+
+    Returns:
+        A picture of mode "L".
+
+    Raises:
+        BadPictureError: the bytes give no picture, or one of more than MAX_PIXELS.
+    """
+    with _opened(data) as image:
+        upright = _eight_bit(ImageOps.exif_transpose(image))
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+        return upright.convert("RGB").convert("L")
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Open a picture for decoding, and word whatever Pillow has against it.
+
+    Raises:
+        BadPictureError: the bytes give no picture, or one of more than MAX_PIXELS.
+    """
     if not data:
         raise BadPictureError(Finding.UNREADABLE, "the file is empty")
     try:
-        return _decode(data)
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                reason = f"{image.width} x {image.height}, a decompression bomb?"
+                raise BadPictureError(Finding.TOO_LARGE, reason)
+            yield image
     except Image.DecompressionBombError as error:
         raise BadPictureError(Finding.TOO_LARGE, "a decompression bomb?") from error
     except UnidentifiedImageError as error:
@@ -64,28 +114,6 @@ def decode(data: bytes) -> tuple[Image.Image, tuple[Finding, ...]]:
         raise
     except Exception as error:  # Pillow's decoders meet damage with a dozen exception types.
         raise BadPictureError(Finding.UNREADABLE, str(error) or type(error).__name__) from error
-
-
-def _decode(data: bytes) -> tuple[Image.Image, tuple[Finding, ...]]:
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            reason = f"{image.width} x {image.height}, a decompression bomb?"
-            raise BadPictureError(Finding.TOO_LARGE, reason)
-        findings = []
-        # Phones write MPO: a JPEG whose further frames are depth maps and previews.
-        if getattr(image, "is_animated", False) and image.format != "MPO":
-            findings.append(Finding.ANIMATED)
-        if image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9):
-            findings.append(Finding.ROTATED)
-        upright = _eight_bit(ImageOps.exif_transpose(image))
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        alpha_min, _ = upright.getchannel("A").getextrema()
-        if alpha_min != 255:
-            findings.append(Finding.TRANSPARENT)
-        canvas = Image.new("RGBA", upright.size, (*BACKGROUND_RGB, 255))
-        upright = Image.alpha_composite(canvas, upright)
-    return upright.convert("RGB"), tuple(findings)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -10,16 +10,12 @@ from typing import Literal
 from PIL import Image
 
 from scumble.data.buckets import nearest_bucket
-from scumble.data.pictures import BadPictureError, Finding, decode
+from scumble.data.captions import CaptionRules
+from scumble.data.masks import BadMaskError, bad_masks, check_mask
+from scumble.data.pictures import BadPictureError, Finding, decode, decode_mask
 from scumble.data.sources import Example, Source
-from scumble.data.wording import listed
+from scumble.data.wording import counted, listed
 from scumble.errors import UserError
-
-_HOW_TO_CAPTION = (
-    "Captions come from a text file beside each picture (cat.png and cat.txt), from the caption "
-    "column of a metadata.jsonl or data set (--caption_column), or from one caption for all "
-    "(--instance_prompt)."
-)
 
 
 @dataclass(frozen=True)
@@ -33,6 +29,8 @@ class Picture:
         width_px: of the upright picture.
         height_px: of the upright picture.
         read: gives the bytes of the image file.
+        mask_sha256: hex digest of the mask file's bytes; None where masks are not used.
+        read_mask: gives the bytes of the mask file; None where masks are not used.
     """
 
     id: str
@@ -41,6 +39,8 @@ class Picture:
     width_px: int
     height_px: int
     read: Callable[[], bytes] = field(repr=False)
+    mask_sha256: str | None = None
+    read_mask: Callable[[], bytes] | None = field(default=None, repr=False)
 
     def load(self) -> Image.Image:
         """Decode the picture: upright RGB, transparency over white, the first frame.
@@ -48,15 +48,28 @@ class Picture:
         Raises:
             UserError: the file is gone or has changed since it was scanned.
         """
-        try:
-            data = self.read()
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"{self.id} can no longer be read: {reason}") from error
-        if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise UserError(f"{self.id} has changed since the run began", "Start the run again.")
-        image, _ = decode(data)
+        image, _ = decode(_unchanged(self.id, self.read, self.sha256))
         return image
+
+    def load_mask(self) -> Image.Image:
+        """Decode the picture's mask: upright, of the picture's size, in mode "L".
+
+        Raises:
+            UserError: the file is gone or has changed since it was scanned.
+        """
+        assert self.read_mask is not None, "only a scan with masks=True keeps them"
+        return decode_mask(_unchanged(f"the mask of {self.id}", self.read_mask, self.mask_sha256))
+
+
+def _unchanged(name: str, read: Callable[[], bytes], sha256: str | None) -> bytes:
+    try:
+        data = read()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{name} can no longer be read: {reason}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(f"{name} has changed since the run began", "Start the run again.")
+    return data
 
 
 @dataclass
@@ -114,7 +127,9 @@ def scan(
     *,
     on_bad_image: Literal["error", "skip"],
     on_missing_caption: Literal["error", "empty"] = "error",
-    default_caption: str | None = None,
+    default_captions: Sequence[str] = (),
+    own_captions: bool = True,
+    masks: bool = False,
     workers: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Picture]:
@@ -128,22 +143,27 @@ def scan(
         report: filled on the way.
         on_bad_image: whether a picture that cannot be decoded is an error or passed over.
         on_missing_caption: whether a picture without a caption is an error or gets the empty one.
-        default_caption: for pictures with no caption or an empty one.
+        default_captions: all of them go to each picture with no caption or an empty one.
+        own_captions: False ignores the source's captions: every picture gets the default ones.
+        masks: whether every picture must have a mask, which is checked as well.
         workers: threads that decode; 0 decodes in this one.
         progress: called with the number of pictures looked at so far.
 
     Raises:
-        UserError: a bad picture, a missing caption, no caption at all, or no picture left.
+        UserError: a bad picture or mask, a missing caption, no caption at all, or no picture left.
     """
-    checks = _Checks(report, on_bad_image, on_missing_caption, default_caption, source.streaming)
-    for example, look in _looks(source, workers):
-        report.found += 1
-        if progress is not None:
-            progress(report.found)
-        picture = checks.picture(example, look)
-        if picture is not None:
-            yield picture
-    report.notes.extend(source.notes)
+    rules = CaptionRules(tuple(default_captions), own_captions, on_missing_caption)
+    checks = _Checks(report, rules, on_bad_image, masks, source.streaming)
+    try:
+        for example, look in _looks(source, workers, masks):
+            report.found += 1
+            if progress is not None:
+                progress(report.found)
+            picture = checks.picture(example, look)
+            if picture is not None:
+                yield picture
+    finally:  # Whoever has seen enough of a stream gets the notes too.
+        report.notes += [*source.notes, *checks.notes()]
     checks.finish(source.name)
 
 
@@ -153,6 +173,8 @@ class _Look:
     width_px: int
     height_px: int
     findings: tuple[Finding, ...]
+    mask: str | BadMaskError | None
+    """The digest of its file, or what is wrong with it; None where masks are not used."""
 
 
 @dataclass
@@ -160,41 +182,60 @@ class _Checks:
     """Sorts good pictures from bad ones and keeps what has to be said at the end."""
 
     report: ScanReport
+    rules: CaptionRules
     on_bad_image: Literal["error", "skip"]
-    on_missing_caption: Literal["error", "empty"]
-    default_caption: str | None
+    masks: bool
     stop_at_first: bool
-    any_caption: bool = False
     bad: list[str] = field(default_factory=list)
-    uncaptioned: list[str] = field(default_factory=list)
+    mask_faults: list[str] = field(default_factory=list)
+    unused_masks: int = 0
 
     def picture(self, example: Example, look: _Look | BadPictureError) -> Picture | None:
         if isinstance(look, BadPictureError):
             self._refuse(example, look)
             return None
-        captions = self._captions(example)
-        self.any_caption = self.any_caption or any(captions) or self.default_caption is not None
-        if not captions and self.on_missing_caption == "error":
-            self.uncaptioned.append(example.id)
-            if self.stop_at_first:
-                raise _missing_captions(self.uncaptioned, self.any_caption)
+        captions, finding = self.rules.apply(example.id, example.captions)
+        if finding is not None:
+            self.report.add(finding, example.id)
+        mask = self._mask(example, look)
+        if self.stop_at_first:
+            self._complain()
+        if not captions or (self.masks and mask is None):
             return None
-        captions = captions or ("",)
         picture = Picture(
-            example.id, captions, look.sha256, look.width_px, look.height_px, example.read
+            example.id,
+            captions,
+            look.sha256,
+            look.width_px,
+            look.height_px,
+            example.read,
+            mask,
+            example.read_mask if self.masks else None,
         )
         self.report.add_picture(picture, look.findings)
         self.report.used += 1
         return picture
 
+    def notes(self) -> list[str]:
+        notes = self.rules.notes()
+        if self.unused_masks:
+            notes.append(f"{counted(self.unused_masks, 'mask')} not used: --masked_loss uses them")
+        return notes
+
     def finish(self, name: str) -> None:
         if self.bad and self.on_bad_image == "error":
             raise _bad_pictures(self.bad)
-        if not self.report.used and not self.uncaptioned:
+        if len(self.bad) == self.report.found:
             message = f"no picture is left to train on in {name}"
             raise UserError(message, "; ".join(self.bad))
-        if self.uncaptioned or not self.any_caption:
-            raise _missing_captions(self.uncaptioned, self.any_caption)
+        self.rules.check()
+        self._complain()
+
+    def _complain(self) -> None:
+        if self.rules.missing:
+            self.rules.check()
+        if self.mask_faults:
+            raise bad_masks(self.mask_faults)
 
     def _refuse(self, example: Example, error: BadPictureError) -> None:
         self.report.add(error.finding, f"{example.id} ({error})")
@@ -204,29 +245,27 @@ class _Checks:
         elif self.stop_at_first:
             raise _bad_pictures(self.bad)
 
-    def _captions(self, example: Example) -> tuple[str, ...]:
-        worded = tuple(caption for caption in example.captions if caption.strip())
-        if not example.captions:
-            self.report.add(Finding.NO_CAPTION, example.id)
-        elif len(worded) < len(example.captions):
-            self.report.add(Finding.EMPTY_CAPTION, example.id)
-        if worded:
-            return worded
-        if self.default_caption is not None:
-            return (self.default_caption,)
-        # An empty text file may be meant; no text file at all is an oversight.
-        return ("",) if example.captions else ()
+    def _mask(self, example: Example, look: _Look) -> str | None:
+        """The digest of a good mask."""
+        if isinstance(look.mask, BadMaskError):
+            self.mask_faults.append(f"{example.id}: {look.mask}")
+            return None
+        if example.read_mask is not None and not self.masks:
+            self.unused_masks += 1
+        return look.mask
 
 
-def _looks(source: Source, workers: int) -> Iterator[tuple[Example, _Look | BadPictureError]]:
+def _looks(
+    source: Source, workers: int, masks: bool
+) -> Iterator[tuple[Example, _Look | BadPictureError]]:
     if workers < 1:
         for example in source:
-            yield example, _look(example)
+            yield example, _look(example, masks)
         return
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque[tuple[Example, Future[_Look | BadPictureError]]] = deque()
         for example in source:
-            ahead.append((example, pool.submit(_look, example)))
+            ahead.append((example, pool.submit(_look, example, masks)))
             # A short queue bounds the memory that a streaming source's bytes take.
             if len(ahead) > 2 * workers:
                 example, future = ahead.popleft()
@@ -235,7 +274,7 @@ def _looks(source: Source, workers: int) -> Iterator[tuple[Example, _Look | BadP
             yield example, future.result()
 
 
-def _look(example: Example) -> _Look | BadPictureError:
+def _look(example: Example, masks: bool) -> _Look | BadPictureError:
     try:
         data = example.read()
         image, findings = decode(data)
@@ -243,17 +282,16 @@ def _look(example: Example) -> _Look | BadPictureError:
         return error
     except (OSError, ValueError) as error:
         return BadPictureError(Finding.UNREADABLE, getattr(error, "strerror", None) or str(error))
-    return _Look(hashlib.sha256(data).hexdigest(), image.width, image.height, findings)
+    mask: str | BadMaskError | None = None
+    if masks:
+        try:
+            mask = check_mask(example.read_mask, image.width, image.height)
+        except BadMaskError as error:
+            mask = error
+    return _Look(hashlib.sha256(data).hexdigest(), image.width, image.height, findings, mask)
 
 
 def _bad_pictures(bad: list[str]) -> UserError:
     names = "".join(f"\n    {line}" for line in bad)
     hint = "Repair or remove them, or pass over them with --on_bad_image skip."
     return UserError(f"pictures that cannot be used: {len(bad)}{names}", hint)
-
-
-def _missing_captions(names: list[str], any_caption: bool) -> UserError:
-    if not any_caption:
-        return UserError("no picture has a caption", _HOW_TO_CAPTION)
-    hint = f"{_HOW_TO_CAPTION} Or train these without one: --on_missing_caption empty."
-    return UserError(f"{len(names)} pictures have no caption: {listed(names, limit=20)}", hint)

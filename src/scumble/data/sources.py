@@ -18,6 +18,7 @@ from scumble.data.caption_files import (
     metadata_captions,
     sidecar_captions,
 )
+from scumble.data.masks import pair_masks
 from scumble.data.wording import listed, unknown_column
 from scumble.errors import UserError, first_line
 
@@ -39,11 +40,13 @@ class Example:
         id: the file's name relative to the folder, or "name[17]" for a row of a data set.
         captions: none where the source has no caption for it.
         read: gives the bytes of the image file.
+        read_mask: gives the bytes of the mask file; None where there is none.
     """
 
     id: str
     captions: tuple[str, ...]
     read: Callable[[], bytes] = field(repr=False)
+    read_mask: Callable[[], bytes] | None = field(default=None, repr=False)
 
 
 class Source(Protocol):
@@ -84,7 +87,8 @@ def image_folder(path: Path, caption_column: str = "text") -> Source:
 
     Captions come from `metadata.jsonl` or `metadata.csv` (a `file_name` relative to that file and
     the caption column), else from a text file beside the picture: cat.png and cat.txt or
-    cat.caption. The whole text file is one caption.
+    cat.caption. The whole text file is one caption. A mask for cat.png is cat.mask.png or
+    cat-masklabel.png, and no picture itself.
 
     Args:
         path: of the folder. Hidden files and folders are passed over.
@@ -94,12 +98,12 @@ def image_folder(path: Path, caption_column: str = "text") -> Source:
         UserError: there is no such folder, no picture in it, or a caption cannot be read.
     """
     files = _visible_files(path)
-    pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    ignored = _ignored(files)
+    notes = _ignored(files)
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    pictures, masks = pair_masks(images, notes)
     if not pictures:
-        message = " and ".join([f"there are no pictures in {path}", *ignored])
+        message = " and ".join([f"there are no pictures in {path}", *notes])
         raise UserError(message, "Pictures are PNG, JPEG, WebP and the like.")
-    notes = list(ignored)
     from_metadata = metadata_captions(path, files, pictures, caption_column, notes)
     from_sidecars = sidecar_captions(path, files, pictures, notes)
     both = [str(file) for file in pictures if file in from_metadata and file in from_sidecars]
@@ -107,7 +111,12 @@ def image_folder(path: Path, caption_column: str = "text") -> Source:
         notes.append(f"captions in metadata and in text files, metadata is used: {listed(both)}")
     captions = from_sidecars | from_metadata
     examples = [
-        Example(file.as_posix(), captions.get(file, ()), (path / file).read_bytes)
+        Example(
+            file.as_posix(),
+            captions.get(file, ()),
+            (path / file).read_bytes,
+            (path / masks[file]).read_bytes if file in masks else None,
+        )
         for file in pictures
     ]
     return _Folder(str(path), examples, notes)
@@ -180,6 +189,7 @@ def huggingface_dataset(
     split: str = "train",
     image_column: str = "image",
     caption_column: str | None = "text",
+    needs_captions: bool = True,
     revision: str | None = None,
     cache_dir: str | None = None,
     streaming: bool = False,
@@ -192,6 +202,7 @@ def huggingface_dataset(
         split: such as "train" or "train[:10%]".
         image_column: holds the pictures.
         caption_column: holds a caption or a list of captions. None where there is no such column.
+        needs_captions: whether a missing caption column is an error.
         revision: branch, tag or commit on the Hub.
         cache_dir: where `datasets` keeps downloads; None for its default.
         streaming: fetch rows while reading instead of downloading first.
@@ -201,6 +212,8 @@ def huggingface_dataset(
     """
     rows = _load(name, config_name, split, revision, cache_dir, streaming)
     columns = rows.column_names or list(next(iter(rows), {}))
+    if caption_column not in columns and not needs_captions:
+        caption_column = None
     for flag, column in (("image_column", image_column), ("caption_column", caption_column)):
         if column is not None and column not in columns:
             error = unknown_column(f"the data set {name}", flag, column, columns)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from scumble.errors import UserError
 
@@ -89,6 +90,28 @@ def pixels(image: Image.Image, crop: Crop, interpolation: str = "lanczos") -> Te
     if interpolation not in INTERPOLATIONS:
         known = ", ".join(INTERPOLATIONS)
         raise UserError(f"unknown image interpolation '{interpolation}'", f"Use one of: {known}.")
+    shown = _shown(image, crop, INTERPOLATIONS[interpolation])
+    bytes_HWC = _as_bytes(shown)
+    return bytes_HWC.permute(2, 0, 1).contiguous().float() / 127.5 - 1
+
+
+def mask_weights(mask: Image.Image, crop: Crop, latent_HW: tuple[int, int]) -> Tensor:
+    """Show a mask as `pixels` shows its picture, and average it over what each latent stands for.
+
+    Args:
+        mask: grey, as `Picture.load_mask` gives it.
+        crop: what is shown of the picture.
+        latent_HW: height and width of the picture's latents.
+
+    Returns:
+        float32 of shape (1, h, w) in [0, 1].
+    """
+    # Box averaging lets no white leak over an edge, as the picture's own filter might.
+    weights_HWC = _as_bytes(_shown(mask, crop, Image.Resampling.BOX)).float() / 255
+    return interpolate(weights_HWC.permute(2, 0, 1)[None], latent_HW, mode="area")[0]
+
+
+def _shown(image: Image.Image, crop: Crop, resampling: Image.Resampling) -> Image.Image:
     height_px, width_px = crop.bucket
     scale = _cover_scale(image.width, image.height, crop.bucket)
     # Cropping in source coordinates keeps the aspect exact: no side is rounded to whole pixels.
@@ -98,12 +121,13 @@ def pixels(image: Image.Image, crop: Crop, interpolation: str = "lanczos") -> Te
     left = (image.width - box_width) * crop.position
     top = (image.height - box_height) * crop.position
     box = (left, top, left + box_width, top + box_height)
-    shown = image.resize((width_px, height_px), INTERPOLATIONS[interpolation], box=box)
-    if crop.flip:
-        shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    bytes_HWC = torch.frombuffer(bytearray(shown.tobytes()), dtype=torch.uint8)
-    pixels_CHW = bytes_HWC.view(height_px, width_px, 3).permute(2, 0, 1).contiguous()
-    return pixels_CHW.float() / 127.5 - 1
+    shown = image.resize((width_px, height_px), resampling, box=box)
+    return shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else shown
+
+
+def _as_bytes(image: Image.Image) -> Tensor:
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.view(image.height, image.width, -1)
 
 
 def _cover_scale(width_px: int, height_px: int, bucket: tuple[int, int]) -> float:

@@ -13,6 +13,11 @@ def listed(names: Sequence[str], limit: int = 5) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
+def counted(count: int, noun: str) -> str:
+    """Put a number before a noun: 1 picture, 2 pictures."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def unknown_column(where: str, flag: str, wanted: str, present: Iterable[str]) -> UserError:
     """Build the error for a column that is not there.
 

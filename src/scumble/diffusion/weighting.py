@@ -8,6 +8,9 @@ from torch import Tensor
 
 from scumble.diffusion.objectives import Prediction
 
+MIN_AREA = 0.05
+"""Share of the picture that a mask counts for at least."""
+
 
 def min_snr_weights(snr_B: Tensor, gamma: float, prediction: Prediction) -> Tensor:
     """Down-weight easy, nearly clean timesteps so that they do not dominate the loss.
@@ -42,3 +45,22 @@ def offset_noise(noise_CHW: Tensor, strength: float, draw: torch.Generator) -> T
     if not strength:
         return noise_CHW
     return noise_CHW + strength * torch.randn(noise_CHW.shape[0], 1, 1, generator=draw)
+
+
+def masked_mean(error_BCHW: Tensor, mask_B1HW: Tensor, outside: float) -> Tensor:
+    """Average an error over the part of the picture that a mask shows.
+
+    Divided by the mask's own area: a small subject counts as much as a large one. The area has a
+    floor, so that a subject which a crop has all but cut away does not count twentyfold.
+
+    Args:
+        error_BCHW: squared error.
+        mask_B1HW: 1 what is to be learnt, 0 what is not.
+        outside: what the 0 still counts.
+
+    Returns:
+        One mean per sample, shape (B,).
+    """
+    weights_B1HW = mask_B1HW + (1 - mask_B1HW) * outside
+    area_B = weights_B1HW.flatten(1).mean(1).clamp(min=MIN_AREA)
+    return (error_BCHW * weights_B1HW).flatten(1).mean(1) / area_B

@@ -1,7 +1,14 @@
 """Model families: one file each. To add one, write its file and add its line here."""
 
 from scumble.errors import UserError
-from scumble.families.base import Components, Conditioning, Family, Geometry, Posterior
+from scumble.families.base import (
+    Components,
+    Conditioning,
+    Family,
+    Geometry,
+    Posterior,
+    text_encoders,
+)
 from scumble.families.locate import BaseModel, locate
 from scumble.families.stable_diffusion import StableDiffusion
 
@@ -35,4 +42,5 @@ __all__ = [
     "Posterior",
     "family_of",
     "locate",
+    "text_encoders",
 ]

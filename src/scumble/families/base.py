@@ -3,7 +3,7 @@
 Shape suffixes: B batch, C channels, H height, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -72,8 +72,8 @@ class Family(Protocol):
     """diffusers pipeline classes whose bases belong to this family."""
     components: tuple[str, ...]
     """Names of the neural components: denoiser first, then text encoders, then VAE."""
-    default_targets: tuple[str, ...]
-    """Patterns of the denoiser's layers that LoRA adapts unless told otherwise."""
+    default_targets: Mapping[str, tuple[str, ...]]
+    """Component -> patterns of its layers that LoRA adapts unless told otherwise."""
     key_names: KeyNames
 
     def load(self, components: Components, names: Sequence[str], dtype: torch.dtype) -> None:
@@ -86,7 +86,7 @@ class Family(Protocol):
         """What the denoiser predicts and on which schedule, from the scheduler's configuration."""
 
     def encode_prompts(self, components: Components, prompts: Sequence[str]) -> Conditioning:
-        """Run tokenizer and text encoder exactly as at inference."""
+        """Run tokenizer and text encoder exactly as at inference; what trains there learns."""
 
     def encode_pixels(self, components: Components, pixels_BCHW: Tensor) -> Posterior:
         """Run the VAE's encoder on pictures in [-1, 1]."""
@@ -102,3 +102,9 @@ class Family(Protocol):
 
     def pipeline(self, components: Components) -> Any:
         """Assemble an unmodified diffusers pipeline from the loaded components."""
+
+
+def text_encoders(family: Family) -> dict[str, str]:
+    """The family's text encoders, each with its tokenizer, named as diffusers names them."""
+    names = family.components[1:-1]
+    return {name: name.replace("text_encoder", "tokenizer") for name in names}

@@ -3,7 +3,7 @@
 Shape suffixes: B batch, C channels, H height, W width, L tokens, D text width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -25,8 +25,15 @@ class StableDiffusion:
     name = "stable_diffusion"
     pipeline_classes: tuple[str, ...] = ("StableDiffusionPipeline",)
     components: tuple[str, ...] = ("unet", "text_encoder", "vae")
-    default_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    key_names = KeyNames(("unet", "text_encoder"), {"text_encoder": "text_model."})
+    default_targets: Mapping[str, tuple[str, ...]] = {
+        "unet": ("to_q", "to_k", "to_v", "to_out.0"),
+        "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    }
+    key_names = KeyNames(
+        ("unet", "text_encoder"),
+        {"text_encoder": "text_model."},
+        {"text_encoder": "string_to_param.*"},
+    )
 
     def load(self, components: Components, names: Sequence[str], dtype: torch.dtype) -> None:
         """Load the named components, straight into `dtype`, in evaluation mode and frozen.
@@ -75,9 +82,10 @@ class StableDiffusion:
             )
         return DiscreteObjective(_schedule(config), Prediction(prediction))
 
-    @torch.no_grad()
     def encode_prompts(self, components: Components, prompts: Sequence[str]) -> Conditioning:
         """Turn prompts into text states, as StableDiffusionPipeline does.
+
+        Gradients reach what trains in the text encoder.
 
         Returns:
             "states" of shape (B, L, D).

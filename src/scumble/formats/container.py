@@ -3,14 +3,31 @@
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from scumble.errors import UserError
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Number formats that tensors of adapters may have."""
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Read the shape of every tensor and the metadata of a safetensors file, and no more.
+
+    Raises:
+        UserError: the file is missing, no safetensors file, or cut short.
+    """
+    with _opened(path) as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        return shapes, dict(file.metadata() or {})
 
 
 def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -19,12 +36,18 @@ def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         UserError: the file is missing, no safetensors file, or cut short.
     """
+    with _opened(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise UserError(f"there is no file {path}", "Check the spelling of the path.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
+            yield file
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is not a readable safetensors file ({error})",

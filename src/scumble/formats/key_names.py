@@ -1,7 +1,7 @@
 """How a family's modules are called in files, where that differs from the live model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -14,10 +14,12 @@ class KeyNames:
         components: component names that adapters of the family may change.
         levels: component -> a level of module names that files always have and that some versions
             of the live model lack (CLIP's "text_model." went away in transformers 5).
+        tokens: text encoder -> how bundles spell its vectors of a learned token.
     """
 
     components: tuple[str, ...]
     levels: Mapping[str, str]
+    tokens: Mapping[str, str] = field(default_factory=dict)
 
     def to_file(self, component: str, path: str) -> str:
         """Spell a live module path as files do."""

@@ -1,7 +1,8 @@
 """The format of diffusers and PEFT: `pytorch_lora_weights.safetensors`, our default.
 
 `<component>.<module>.<parameter>`; the change of a weight is (alpha / rank) up @ down, with alpha =
-rank unless the file's metadata says otherwise.
+rank unless the file's metadata says otherwise. Learned tokens stand beside it as A1111 bundles
+them: `bundle_emb.<token>.string_to_param.*`.
 """
 
 import json
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from scumble.adapters import ADAPTERS
 from scumble.errors import UserError
-from scumble.formats.container import container_bytes, read_container
+from scumble.formats.container import DTYPES, container_bytes, read_container
 from scumble.formats.key_names import KeyNames
-from scumble.formats.weights import AdapterWeights, ModuleWeights
+from scumble.formats.weights import AdapterWeights, LearnedToken, ModuleWeights
 
 CONFIG_KEY = "lora_adapter_metadata"
 """Metadata entry in which diffusers keeps ranks and alphas, as JSON with flat keys."""
@@ -33,9 +34,20 @@ LORA_SPELLINGS = {
 """Tensor name of an adapter type -> its spellings here: attention of the denoiser, PEFT's own,
 attention of text encoders."""
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+TOKEN_PREFIX = "bundle_emb."
+"""What A1111 puts before the vectors of a learned token inside an adapter file."""
 
 ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|[qkv]_proj|out_proj)$")
+
+
+def recognises(
+    shapes: Mapping[str, tuple[int, ...]],
+    metadata: Mapping[str, str],  # noqa: ARG001
+    key_names: KeyNames,
+) -> bool:
+    """Whether a file with these tensors is of this format: every key starts as one of its own."""
+    starts = (*(f"{name}." for name in key_names.components), BARE_PREFIX, TOKEN_PREFIX)
+    return all(key.startswith(starts) for key in shapes)
 
 
 def read(path: Path, key_names: KeyNames) -> AdapterWeights:
@@ -51,7 +63,12 @@ def read(path: Path, key_names: KeyNames) -> AdapterWeights:
     tensors, metadata = read_container(path)
     config = _configuration(path, metadata, key_names)
     found: dict[str, dict[str, dict[str, Tensor]]] = {}
+    tokens: dict[str, LearnedToken] = {}
     for key, tensor in tensors.items():
+        if key.startswith(TOKEN_PREFIX):
+            token, encoder = _token(key, key_names)
+            tokens.setdefault(token, LearnedToken({})).vectors[encoder] = tensor
+            continue
         component, rest = _component(key, key_names)
         module, name = _split(rest, key)
         parts = found.setdefault(component, {}).setdefault(key_names.to_file(component, module), {})
@@ -68,7 +85,7 @@ def read(path: Path, key_names: KeyNames) -> AdapterWeights:
         for component, modules in found.items()
     }
     kept = {k: v for k, v in metadata.items() if k not in (CONFIG_KEY, "format")}
-    return AdapterWeights(components, kept)
+    return AdapterWeights(components, kept, tokens)
 
 
 def write(weights: AdapterWeights, path: Path, key_names: KeyNames) -> None:
@@ -76,9 +93,13 @@ def write(weights: AdapterWeights, path: Path, key_names: KeyNames) -> None:
 
     LoRA on attention alone is spelled as diffusers' scripts spell it. One that reaches further is
     spelled as PEFT does, because diffusers' converter loses the attention part of the other form.
-    For a text encoder it knows no other than these two.
+    For a text encoder it knows no other than these two. It refuses a file with learned tokens.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors = {
+        f"{TOKEN_PREFIX}{token}.{key_names.tokens[encoder]}": vectors
+        for token, entry in weights.tokens.items()
+        for encoder, vectors in entry.vectors.items()
+    }
     config: dict[str, Any] = {}
     # diffusers takes settings of one component for settings of all: describe every one, or none.
     describe = any(_needs_settings(modules) for modules in weights.components.values())
@@ -114,6 +135,19 @@ def _component(key: str, key_names: KeyNames) -> tuple[str, str]:
     raise UserError(
         f"the key '{key}' names none of the components {', '.join(key_names.components)}",
         "The file is of another format, or for another family of models.",
+    )
+
+
+def _token(key: str, key_names: KeyNames) -> tuple[str, str]:
+    """Split the key of a learned token into the token, which may have dots, and its encoder."""
+    rest = key.removeprefix(TOKEN_PREFIX)
+    for encoder, spelling in key_names.tokens.items():
+        token = rest.removesuffix(f".{spelling}")
+        if token and token != rest:
+            return token, encoder
+    raise UserError(
+        f"the key '{key}' is not a learned token of this family of models",
+        f"Its end would be {' or '.join(key_names.tokens.values())}. Nothing was loaded.",
     )
 
 

@@ -10,9 +10,10 @@ TAGS = (
     "diffusers",
     "stable-diffusion",
     "stable-diffusion-diffusers",
-    "lora",
-    "template:sd-lora",
 )
+
+LORA_TAGS = ("lora", "template:sd-lora")
+WORD_TAGS = ("textual_inversion",)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class CardFacts:
         steps: optimizer steps taken.
         pictures: how many pictures were taught.
         versions: of the software.
-        instance_prompt: the words that call the subject, if there are such.
+        adapter: file name of the adapter, if there is one.
+        words: file name of a learned word's vectors, if there is one.
+        model: folder of a whole model, if one was taught.
+        instance_prompt: the words that call what was learnt, if there are such.
     """
 
     name: str
@@ -41,7 +45,19 @@ class CardFacts:
     steps: int
     pictures: int
     versions: Mapping[str, str]
+    adapter: str | None = None
+    words: str | None = None
+    model: str | None = None
     instance_prompt: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        if self.model:
+            return "A fine-tuned model, made from"
+        if self.words and self.adapter:
+            return "A learned word and a LoRA adapter for"
+        return "A learned word for" if self.words else "A LoRA adapter for"
 
 
 def render_card(facts: CardFacts) -> str:
@@ -54,9 +70,9 @@ def render_card(facts: CardFacts) -> str:
 
     header: dict[str, Any] = {
         "base_model": facts.base_model,
-        "base_model_relation": "adapter",
+        "base_model_relation": "finetune" if facts.model else "adapter",
         "library_name": "diffusers",
-        "tags": list(TAGS),
+        "tags": [*TAGS, *LORA_TAGS * bool(facts.adapter), *WORD_TAGS * bool(facts.words)],
     }
     if facts.instance_prompt:
         header["instance_prompt"] = facts.instance_prompt
@@ -68,8 +84,11 @@ def render_card(facts: CardFacts) -> str:
     settings = [f"| `{flag}` | {_cell(value)} |" for flag, value in facts.settings.items()]
     body = template.format(
         name=facts.name,
+        kind=facts.kind,
         base_link=f"[{base}](https://huggingface.co/{base})" if on_hub else f"`{base}`",
-        base_path=base if on_hub else f"path/to/{base}",
+        base_path=facts.model or (base if on_hub else f"path/to/{base}"),
+        flag="--pretrained_model_name_or_path model" if facts.model else "--adapter .",
+        load=_load_lines(facts),
         images="\n".join(f"![{_cell(text)}](./{url})" for text, url in shown),
         settings="\n".join(settings),
         parameters=f"{facts.parameters:,}",
@@ -79,6 +98,16 @@ def render_card(facts: CardFacts) -> str:
         versions=", ".join(f"{name} {number}" for name, number in facts.versions.items()),
     )
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n{body}"
+
+
+def _load_lines(facts: CardFacts) -> str:
+    """How diffusers puts the files on top of the pipeline."""
+    lines = []
+    if facts.adapter:
+        lines.append(f'pipe.load_lora_weights(".", weight_name="{facts.adapter}")')
+    if facts.words:
+        lines.append(f'pipe.load_textual_inversion("{facts.words}")')
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _cell(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from scumble import console
 from scumble.config import GenerateConfig
 from scumble.errors import UserError
 from scumble.families import BaseModel, Components, Family, family_of, locate
+from scumble.formats import AdapterWeights, read_adapter
 from scumble.inference.device import default_device, weight_dtype
-from scumble.inference.loading import base_of, load_adapter, set_strengths
+from scumble.inference.loading import base_of, load_adapter, unload_adapters
+from scumble.inference.tokens import describe, without_tokens
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Picture:
         image: the picture.
         prompt: its prompt.
         seed: its seed.
-        before: the same without adapters, where a comparison was asked for.
+        before: the same without adapters, where a comparison was asked for; a known word stands
+            for a learned token there.
     """
 
     image: Image
@@ -67,24 +70,35 @@ def draw(pipeline: Any, prompt: str, seed: int, sampling: Sampling) -> Image:
     Raises:
         UserError: the picture came out as NaN, which a viewer would show as black.
     """
+    return draw_together(pipeline, [prompt], [seed], sampling)[0]
+
+
+def draw_together(
+    pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
+) -> list[Image]:
+    """Draw several pictures as one batch, each with a prompt and a seed of its own.
+
+    Raises:
+        UserError: a picture came out as NaN, which a viewer would show as black.
+    """
     result = pipeline(
-        prompt,
-        negative_prompt=sampling.negative_prompt,
+        list(prompts),
+        negative_prompt=[sampling.negative_prompt] * len(prompts),
         height=sampling.height,
         width=sampling.width,
         num_inference_steps=sampling.num_inference_steps,
         guidance_scale=sampling.guidance_scale,
-        generator=torch.Generator().manual_seed(seed),
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="np",
     )
-    pixels = torch.from_numpy(result.images)
-    if not torch.isfinite(pixels).all():
-        raise UserError(
-            f"the picture of '{prompt}' came out as NaN",
-            "Draw in fp32 (--mixed_precision no), or check the adapter.",
-        )
-    image: Image = pipeline.numpy_to_pil(result.images)[0]
-    return image
+    for prompt, pixels in zip(prompts, torch.from_numpy(result.images), strict=True):
+        if not torch.isfinite(pixels).all():
+            raise UserError(
+                f"the picture of '{prompt}' came out as NaN",
+                "Draw in fp32 (--mixed_precision no), or check the adapter.",
+            )
+    images: list[Image] = pipeline.numpy_to_pil(result.images)
+    return images
 
 
 def draw_all(
@@ -127,7 +141,7 @@ def generate_pictures(config: GenerateConfig) -> list[Picture]:
     Raises:
         UserError: an adapter or base that cannot be used.
     """
-    pipeline, loaded = prepare_pipeline(config)
+    pipeline, adapters = prepare_pipeline(config)
     sampling = Sampling(
         config.num_inference_steps,
         config.guidance_scale,
@@ -139,8 +153,8 @@ def generate_pictures(config: GenerateConfig) -> list[Picture]:
     after = draw_all(pipeline, config.prompt, seeds, sampling)
     before: list[Image | None] = [None] * len(after)
     if config.compare:
-        set_strengths(pipeline, dict.fromkeys(loaded, 0.0))
-        before = list(draw_all(pipeline, config.prompt, seeds, sampling))
+        unload_adapters(pipeline)
+        before = list(_draw_base(pipeline, config.prompt, seeds, sampling, adapters))
     named = [(prompt, seed) for prompt in config.prompt for seed in seeds]
     return [
         Picture(image, prompt, seed, without)
@@ -148,11 +162,29 @@ def generate_pictures(config: GenerateConfig) -> list[Picture]:
     ]
 
 
-def prepare_pipeline(config: GenerateConfig) -> tuple[Any, list[str]]:
-    """Load base and adapters as configured.
+def _draw_base(
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    adapters: Sequence[AdapterWeights],
+) -> list[Image]:
+    """Draw what the base makes of prompts whose learned tokens it does not know."""
+
+    def plain(prompt: str) -> str:
+        for weights in adapters:
+            prompt = without_tokens(prompt, weights)
+        return prompt
+
+    sampling = replace(sampling, negative_prompt=plain(sampling.negative_prompt))
+    return draw_all(pipeline, [plain(prompt) for prompt in prompts], seeds, sampling)
+
+
+def prepare_pipeline(config: GenerateConfig) -> tuple[Any, list[AdapterWeights]]:
+    """Load base and adapters as configured, and say what the adapters add to prompts.
 
     Returns:
-        The pipeline, and the names of the adapters on it.
+        The pipeline, and the adapters on it.
 
     Raises:
         UserError: an adapter or base that cannot be used.
@@ -165,12 +197,15 @@ def prepare_pipeline(config: GenerateConfig) -> tuple[Any, list[str]]:
     dtype, note = weight_dtype(config.mixed_precision or _native_precision(device), device)
     if note:
         console.say(note)
+    loaded = [read_adapter(source, family.key_names) for source, _ in adapters]
     components = Components(base)
     family.load(components, family.components, dtype)
     pipeline = build_pipeline(family, components)
-    loaded: list[str] = []
-    for number, (source, strength) in enumerate(adapters, 1):
-        loaded.append(load_adapter(pipeline, source, name=f"adapter {number}", strength=strength))
+    for number, (source, strength) in enumerate(adapters):
+        weights = loaded[number]
+        load_adapter(pipeline, weights, name=f"{number + 1}: {source}", strength=strength)
+        for line in describe(weights, (*config.prompt, config.negative_prompt)):
+            console.say(line)
     return pipeline.to(device), loaded
 
 

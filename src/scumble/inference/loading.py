@@ -12,7 +12,9 @@ from scumble.adapters import ADAPTERS, blend, inject
 from scumble.errors import UserError
 from scumble.families import FAMILIES, Family
 from scumble.formats import AdapterWeights, ModuleWeights
+from scumble.formats.container import read_header
 from scumble.formats.files import adapter_file
+from scumble.inference import tokens
 
 DEFAULT_FAMILY = "stable_diffusion"
 
@@ -45,7 +47,8 @@ def write_adapter(
     Args:
         weights: what to write.
         path: the file; an older one is replaced.
-        format: "peft" is what diffusers and PEFT read.
+        format: "peft" is what diffusers and PEFT read, as long as there are no learned tokens;
+            "embedding" holds learned tokens alone, as diffusers reads them.
         family: the family that the adapter belongs to.
 
     Returns:
@@ -66,18 +69,21 @@ def load_adapter(
 ) -> str:
     """Load an adapter on top of a diffusers pipeline, whose own weights stay as they are.
 
+    Where it brings learned tokens, the pipeline gets a copy of its tokenizer that knows them.
+
     Args:
         pipeline: for example a StableDiffusionPipeline.
         source: an adapter file, the folder of a training run, or weights already read.
         name: to set its strength or unload it by; made from the source if not given.
-        strength: 1.0 acts as trained, 0.5 half as much, negative the other way.
+        strength: 1.0 acts as trained, 0.5 half as much, negative the other way. Learned tokens
+            have none: they act where a prompt has them.
 
     Returns:
         The adapter's name.
 
     Raises:
-        UserError: the file cannot be read, or does not fit this pipeline's model; nothing is
-            attached then.
+        UserError: the file cannot be read, or does not fit this pipeline's model, or brings a
+            token that is there already; nothing is attached then.
     """
     family = pipeline_family(pipeline)
     if isinstance(source, AdapterWeights):
@@ -85,7 +91,7 @@ def load_adapter(
     else:
         weights = formats.read_adapter(source, family.key_names)
         name = name or _name_of(Path(source))
-    if not any(weights.components.values()):
+    if weights.is_empty:
         raise UserError(f"the adapter '{name}' has no tensors", "Nothing was loaded.")
     if name in _loaded_names(pipeline):
         raise UserError(f"an adapter named '{name}' is already loaded", "Give it another name.")
@@ -98,6 +104,7 @@ def load_adapter(
             assert model is not None
             inject.attach(model, name, plan, strength)
             attached.append(model)
+        tokens.load_tokens(pipeline, family, name, weights.tokens)
     except UserError:
         for model in attached:
             inject.eject(model, name)
@@ -106,7 +113,7 @@ def load_adapter(
 
 
 def set_strengths(pipeline: Any, strengths: Mapping[str, float]) -> None:
-    """Set how strongly loaded adapters act.
+    """Set how strongly loaded adapters act; their learned tokens stay as they are.
 
     Args:
         pipeline: the pipeline that carries them.
@@ -133,6 +140,8 @@ def unload_adapters(pipeline: Any, *names: str) -> None:
     _require_loaded(pipeline, names)
     for model in _models(pipeline):
         inject.eject(model, *names)
+    chosen = names or tuple(_loaded_names(pipeline))
+    tokens.unload_tokens(pipeline, pipeline_family(pipeline), chosen)
 
 
 def merge_adapters(pipeline: Any) -> None:
@@ -174,9 +183,7 @@ def base_of(source: str | Path) -> str | None:
         base = ""
     if base and Path(base).exists():
         return base
-    from scumble.formats.container import read_container
-
-    _, metadata = read_container(path)
+    _, metadata = read_header(path)
     return metadata.get("base_model") or _card_base(path.with_name("README.md"))
 
 
@@ -229,7 +236,8 @@ def _models(pipeline: Any) -> list[nn.Module]:
 
 
 def _loaded_names(pipeline: Any) -> list[str]:
-    names = (name for model in _models(pipeline) for name in blend.adapter_names(model))
+    names = [name for model in _models(pipeline) for name in blend.adapter_names(model)]
+    names += tokens.loaded_tokens(pipeline, pipeline_family(pipeline))
     return list(dict.fromkeys(names))
 
 

@@ -15,11 +15,12 @@ import torch
 
 from scumble.config import TrainConfig
 from scumble.errors import UserError
-from scumble.formats.files import WEIGHT_NAME
 
 MANIFEST = "manifest.json"
 STATE = "training_state.pt"
 NAME = re.compile(r"checkpoint-(\d+)")
+BEST = "best"
+"""Folder of the checkpoint that did best on held-out pictures."""
 MAY_DIFFER = {
     "output_dir",
     "resume_from_checkpoint",
@@ -48,13 +49,8 @@ class Checkpoint:
     settings: dict[str, Any]
     data_digest: str
 
-    @property
-    def weights_path(self) -> Path:
-        """Its adapter file, which is an ordinary one."""
-        return self.folder / WEIGHT_NAME
-
-    def optimizer_state(self) -> dict[str, Any]:
-        """What `Update.state` gave."""
+    def training_state(self) -> dict[str, Any]:
+        """What was given to `CheckpointWriter.write`."""
         state: dict[str, Any] = torch.load(
             self.folder / STATE, map_location="cpu", weights_only=True
         )
@@ -89,15 +85,21 @@ class CheckpointWriter:
         They belong to what the run did before it was taken back to `step`; "latest" must not find
         them.
         """
-        for folder in _folders(self.root):
+        best = self.root / BEST
+        for folder in [*_folders(self.root), *([best] if best.is_dir() else [])]:
             if _step_of(folder) > step:
                 free = (self.root / f"superseded-{n}-{folder.name}" for n in count(1))
                 folder.rename(next(path for path in free if not path.exists()))
-        for draft in self.root.glob(".checkpoint-*.tmp"):
-            shutil.rmtree(draft, ignore_errors=True)
+        for pattern in (".checkpoint-*.tmp", f".{BEST}.*.tmp"):
+            for draft in self.root.glob(pattern):
+                shutil.rmtree(draft, ignore_errors=True)
 
     def write(
-        self, step: int, save_weights: Callable[[Path], object], state: Mapping[str, Any]
+        self,
+        step: int,
+        save_results: Callable[[Path], object],
+        state: Mapping[str, Any],
+        name: str | None = None,
     ) -> Path:
         """Write one checkpoint, then remove the oldest beyond the limit.
 
@@ -105,24 +107,25 @@ class CheckpointWriter:
 
         Args:
             step: optimizer steps done in the whole run.
-            save_weights: writes the adapter file to the path that it is given.
-            state: what `Update.state` gave.
+            save_results: writes adapter files and the like into the folder that it is given.
+            state: everything needed to go on.
+            name: of a checkpoint that stays beside the numbered ones.
 
         Raises:
             UserError: the folder cannot be written; older checkpoints are still there then.
         """
-        final = self.root / f"checkpoint-{step}"
-        draft = self.root / f".checkpoint-{step}.{os.getpid()}.tmp"
+        final = self.root / (name or f"checkpoint-{step}")
+        draft = self.root / f".{final.name}.{os.getpid()}.tmp"
         try:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
-            save_weights(draft / WEIGHT_NAME)
+            save_results(draft)
             torch.save(dict(state), draft / STATE)
             manifest = {
                 "step": step,
                 "settings": self.config.to_dict(),
                 "data_digest": self.data_digest,
-                "files": {name: _fingerprint(draft / name) for name in (WEIGHT_NAME, STATE)},
+                "files": {path.name: _fingerprint(path) for path in sorted(draft.iterdir())},
             }
             (draft / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
             for path in draft.iterdir():
@@ -166,7 +169,7 @@ def find_checkpoint(config: TrainConfig) -> tuple[Checkpoint | None, list[str]]:
     if wanted == "latest":
         for folder in _folders(Path(config.output_dir)):
             try:
-                return _open(folder), notes
+                return open_checkpoint(folder), notes
             except UserError as error:
                 notes.append(f"passed over {folder.name}: {error.message}")
         if notes:
@@ -184,10 +187,15 @@ def find_checkpoint(config: TrainConfig) -> tuple[Checkpoint | None, list[str]]:
         raise UserError(
             f"there is no checkpoint '{wanted}'", f"In {config.output_dir} there are: {names}."
         )
-    return _open(folder), notes
+    return open_checkpoint(folder), notes
 
 
-def _open(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Verify a checkpoint's files.
+
+    Raises:
+        UserError: one is missing or damaged.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         for name, fingerprint in manifest["files"].items():
@@ -208,8 +216,14 @@ def _folders(root: Path) -> list[Path]:
     return sorted(found, key=_step_of, reverse=True)
 
 
-def _step_of(folder: Path) -> int:
-    return int(folder.name.partition("-")[2])
+def _step_of(folder: Path) -> float:
+    """The step that a checkpoint belongs to; beyond every step for a damaged best one."""
+    if folder.name != BEST:
+        return int(folder.name.partition("-")[2])
+    try:
+        return open_checkpoint(folder).step
+    except UserError:
+        return float("inf")
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

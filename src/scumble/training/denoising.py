@@ -3,7 +3,9 @@
 Shape suffixes: B batch, C channels, H height, W width.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,26 +15,42 @@ from scumble.data.buckets import StepPlan
 from scumble.data.captions import caption_for
 from scumble.diffusion.objectives import DiscreteObjective
 from scumble.diffusion.timesteps import TIMESTEP_SAMPLERS
-from scumble.diffusion.weighting import min_snr_weights, offset_noise
-from scumble.families import Components, Conditioning, Family
+from scumble.diffusion.weighting import masked_mean, min_snr_weights, offset_noise
+from scumble.families import Components, Family
 from scumble.randomness import generator
 from scumble.training.precompute import EncodedData
 from scumble.training.runtime import Runtime
+from scumble.training.texts import Texts
+
+
+class Samples(NamedTuple):
+    """Pictures with their noise, on the device.
+
+    Args:
+        latents: clean, shape (B, C, H, W).
+        noise: of the same shape.
+        timesteps: how much of it, shape (B,).
+        captions: what the denoiser is told.
+        mask: how much each place counts, shape (B, 1, H, W); None where all count alike.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    captions: Sequence[str]
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class DenoisingLoss:
-    """Noise the latents of a step's samples, ask the denoiser, and compare.
-
-    A sample's draws depend on (seed, step, its position in the step's batch) alone: how the batch
-    is cut into accumulated or parallel parts changes nothing.
+class Denoising:
+    """Ask the denoiser about noisy latents, and compare its answer with what it should be.
 
     Args:
-        config: loss settings and seed.
-        family: how to ask the denoiser.
+        config: how samples are weighted.
+        family: how to ask.
         components: the loaded denoiser.
         objective: noise schedule and prediction target.
-        data: encoded pictures and captions.
+        texts: conditioning of captions.
         runtime: device and dtype.
     """
 
@@ -40,68 +58,140 @@ class DenoisingLoss:
     family: Family
     components: Components
     objective: DiscreteObjective
-    data: EncodedData
+    texts: Texts
     runtime: Runtime
 
-    def __call__(self, plan: StepPlan, positions: range) -> Tensor:
-        """The weighted loss of the samples at `positions` of the step's batch, fp32, shape (B,)."""
-        device, dtype = self.runtime.device, self.runtime.dtype
-        latents_BCHW = torch.stack([self._latents(plan, p) for p in positions]).to(device)
-        noise_BCHW = torch.stack([self._noise(plan, p, latents_BCHW[0]) for p in positions])
-        noise_BCHW = noise_BCHW.to(device)
-        timesteps_B = self._timesteps(plan, positions).to(device)
-        noisy_BCHW = self.objective.noised(latents_BCHW, noise_BCHW, timesteps_B)
-        target_BCHW = self.objective.target(latents_BCHW, noise_BCHW, timesteps_B)
+    def predict(self, samples: Samples) -> Tensor:
+        """The denoiser's answer in fp32, shape (B, C, H, W)."""
+        noisy_BCHW = self.objective.noised(samples.latents, samples.noise, samples.timesteps)
         prediction_BCHW = self.family.predict(
-            self.components, noisy_BCHW.to(dtype), timesteps_B, self._conditioning(plan, positions)
+            self.components,
+            noisy_BCHW.to(self.runtime.dtype),
+            samples.timesteps,
+            self.texts(samples.captions),
         )
-        loss_B = (prediction_BCHW.float() - target_BCHW).square().flatten(1).mean(1)
+        return prediction_BCHW.float()
+
+    def target(self, samples: Samples) -> Tensor:
+        """What the picture itself says the answer should be, shape (B, C, H, W)."""
+        return self.objective.target(samples.latents, samples.noise, samples.timesteps)
+
+    def compare(self, samples: Samples, prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+        """The weighted loss of each sample in fp32, shape (B,)."""
+        error_BCHW = (prediction_BCHW - target_BCHW).square()
+        if samples.mask is None:
+            loss_B = error_BCHW.flatten(1).mean(1)
+        else:
+            loss_B = masked_mean(error_BCHW, samples.mask, self.config.unmasked_weight)
         if self.config.snr_gamma is None:
             return loss_B
-        snr_B = self.objective.schedule.snr(timesteps_B)
+        snr_B = self.objective.schedule.snr(samples.timesteps)
         return loss_B * min_snr_weights(snr_B, self.config.snr_gamma, self.objective.prediction)
 
-    def describe(self, plan: StepPlan, position: int) -> str:
-        """Name one sample and its noise level, for a message about it."""
-        example = self.data.examples[plan.examples[position]]
-        timesteps_B = self._timesteps(plan, range(position, position + 1))
-        return f"{example.id} at timestep {int(timesteps_B)}"
+    def loss(self, samples: Samples) -> Tensor:
+        """The weighted loss of each sample against its own picture, shape (B,)."""
+        return self.compare(samples, self.predict(samples), self.target(samples))
 
-    def _timesteps(self, plan: StepPlan, positions: range) -> Tensor:
+
+Choice = Callable[[StepPlan, int], int]
+"""(step, position) -> index of the example there."""
+
+
+def planned(plan: StepPlan, position: int) -> int:
+    """The example that the plan has at a position."""
+    return plan.examples[position]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Everything random about a step's samples.
+
+    A sample's draws depend on (seed, step, its position in the step's batch) alone: how the batch
+    is cut into accumulated or parallel parts changes nothing.
+
+    Args:
+        config: loss settings and seed.
+        objective: how many timesteps there are.
+        data: encoded pictures and captions.
+        device: where samples are wanted.
+        choose: which example stands at a position.
+        of: put before the purpose of each draw, so that two sets of samples share none.
+    """
+
+    config: TrainConfig
+    objective: DiscreteObjective
+    data: EncodedData
+    device: torch.device
+    choose: Choice = planned
+    of: str = ""
+
+    def samples(self, plan: StepPlan, positions: range) -> Samples:
+        """Draw the samples at `positions` of the step's batch."""
+        views = [
+            self.data.latents(self.choose(plan, p), self.draw("crop and flip", plan, p))
+            for p in positions
+        ]
+        latents = []
+        for view, position in zip(views, positions, strict=True):
+            mean_CHW, std_CHW = view.posterior.mean.float(), view.posterior.std.float()
+            draw = self.draw("posterior", plan, position)
+            latents.append(mean_CHW + std_CHW * torch.randn(mean_CHW.shape, generator=draw))
+        masks = [view.mask for view in views if view.mask is not None]
+        return Samples(
+            torch.stack(latents).to(self.device),
+            torch.stack([self._noise(plan, p, latents[0]) for p in positions]).to(self.device),
+            self.timesteps(plan, positions).to(self.device),
+            [self._caption(plan, p) for p in positions],
+            torch.stack(masks).to(self.device) if masks else None,
+        )
+
+    def timesteps(self, plan: StepPlan, positions: range) -> Tensor:
+        """The noise levels at `positions`, shape (B,)."""
         sample = TIMESTEP_SAMPLERS[self.config.timestep_sampling]
         count = self.objective.schedule.num_timesteps
-        draws = (self._draw("timestep", plan, position) for position in positions)
+        draws = (self.draw("timestep", plan, position) for position in positions)
         return torch.tensor([sample(count, draw) for draw in draws])
 
-    def _latents(self, plan: StepPlan, position: int) -> Tensor:
-        posterior = self.data.posterior(
-            plan.examples[position], self._draw("crop and flip", plan, position)
-        )
-        draw = self._draw("posterior", plan, position)
-        mean_CHW = posterior.mean.float()
-        return mean_CHW + posterior.std.float() * torch.randn(mean_CHW.shape, generator=draw)
+    def draw(self, purpose: str, plan: StepPlan, position: int) -> torch.Generator:
+        """The generator of one draw of one sample."""
+        return generator(self.config.seed, self.of + purpose, plan.index, position)
 
     def _noise(self, plan: StepPlan, position: int, like_CHW: Tensor) -> Tensor:
-        draw = self._draw("noise", plan, position)
+        draw = self.draw("noise", plan, position)
         noise_CHW = torch.randn(like_CHW.shape, generator=draw)
         return offset_noise(noise_CHW, self.config.noise_offset, draw)
 
-    def _conditioning(self, plan: StepPlan, positions: range) -> Conditioning:
-        captions = [
-            caption_for(
-                self.data.examples[plan.examples[position]].captions,
-                self._draw("caption", plan, position),
-                self.config.caption_dropout,
-            )
-            for position in positions
-        ]
-        states = [self.data.text(caption) for caption in captions]
-        return {
-            name: torch.stack([state[name] for state in states]).to(
-                self.runtime.device, self.runtime.dtype
-            )
-            for name in states[0]
-        }
+    def _caption(self, plan: StepPlan, position: int) -> str:
+        return caption_for(
+            self.data.examples[self.choose(plan, position)].captions,
+            self.draw("caption", plan, position),
+            self.config.caption_dropout,
+            shuffle=self.config.shuffle_caption,
+            keep_tokens=self.config.keep_tokens,
+        )
 
-    def _draw(self, purpose: str, plan: StepPlan, position: int) -> torch.Generator:
-        return generator(self.config.seed, purpose, plan.index, position)
+
+@dataclass(frozen=True)
+class DenoisingLoss:
+    """The loss of a step's samples against their own pictures.
+
+    Args:
+        denoising: how to ask and compare.
+        draws: of the samples.
+        weight: factor of the whole.
+    """
+
+    denoising: Denoising
+    draws: Draws
+    weight: float = 1.0
+
+    def __call__(self, plan: StepPlan, positions: range) -> Tensor:
+        """The weighted loss of the samples at `positions` of the step's batch, fp32, shape (B,)."""
+        loss_B = self.denoising.loss(self.draws.samples(plan, positions))
+        return loss_B if self.weight == 1 else self.weight * loss_B
+
+    def describe(self, plan: StepPlan, position: int) -> str:
+        """Name one sample and its noise level, for a message about it."""
+        example = self.draws.data.examples[self.draws.choose(plan, position)]
+        timesteps_B = self.draws.timesteps(plan, range(position, position + 1))
+        return f"{example.id} at timestep {int(timesteps_B)}"

@@ -1,6 +1,7 @@
 """From the user's pictures to encoded data: scan, report, encode, let the encoders go."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from operator import length_hint
 from pathlib import Path
 
@@ -9,19 +10,51 @@ import torch
 from scumble import console
 from scumble.config import TrainConfig
 from scumble.data.buckets import bucket_sizes
+from scumble.data.cache import TensorStore
 from scumble.data.scan import Picture, ScanReport, scan
 from scumble.data.sources import Source, huggingface_dataset, image_folder
+from scumble.data.templates import TEMPLATES
 from scumble.errors import UserError
 from scumble.families import Components, Family
 from scumble.randomness import generator
-from scumble.training.precompute import EncodedData, Encoder, encoder_dtype
+from scumble.training.class_pictures import draw_class_pictures
+from scumble.training.precompute import EncodedData, PictureEncoder, encoder_dtype
 from scumble.training.runtime import Runtime
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """The pictures of a run in encoded form.
+
+    Args:
+        train: to learn.
+        held_out: to measure on; None where nothing is held out.
+        class_pictures: to hold the class to; None where no prior is preserved with pictures.
+    """
+
+    train: EncodedData
+    held_out: EncodedData | None = None
+    class_pictures: EncodedData | None = None
+
+    def captions(self) -> set[str]:
+        """Every caption that occurs."""
+        parts = (self.train, self.held_out, self.class_pictures)
+        return {caption for part in parts if part is not None for caption in part.captions()}
+
+    def digest(self) -> str:
+        """Fingerprint of everything that is learnt from."""
+        parts = (self.train, self.class_pictures)
+        return "/".join(part.digest() for part in parts if part is not None)
+
+
 def gather_data(
-    config: TrainConfig, family: Family, components: Components, runtime: Runtime
-) -> EncodedData:
-    """Check every picture and caption, and encode them.
+    config: TrainConfig,
+    family: Family,
+    components: Components,
+    runtime: Runtime,
+    store: TensorStore,
+) -> Gathered:
+    """Check every picture and caption, and encode the pictures.
 
     Local pictures are all checked, and the report said, before the first is encoded. A stream is
     checked and encoded in one pass.
@@ -29,25 +62,37 @@ def gather_data(
     Raises:
         UserError: bad pictures, missing captions, an impossible resolution, a broken base.
     """
-    source = open_source(config)
     sizes = training_sizes(config, family, components)
+    source = open_source(config)
     report = ScanReport(buckets=sizes)
     found = _scan(source, report, config)
-    pictures: list[Picture] | Iterator[Picture] = found
+    pictures: Iterable[Picture] = found
+    held_out: list[Picture] = []
     if not source.streaming:
-        pictures = _few(list(found), config)
+        kept = _few(list(found), config)
         _say(report)
-    encoders = family.components[1:]
-    family.load(components, encoders, encoder_dtype(runtime.dtype))
-    encoder = Encoder(config, family, components, runtime, sizes)
-    total = None if source.streaming else len(list(pictures))
-    data = encoder.encode(pictures, total)
+        pictures, held_out = _hold_out(kept, config)
+    if config.validation_data_dir is not None:
+        console.say(f"to measure on: {config.validation_data_dir}")
+        held_out = _scan_folder(config.validation_data_dir, config, sizes)
+    class_pictures = _class_pictures(config, family, components, runtime, sizes)
+
+    vae = family.components[-1]
+    family.load(components, [vae], encoder_dtype(runtime.dtype))
+    components[vae].to(runtime.device)
+    encoder = PictureEncoder(config, family, components, sizes, store)
+    train = encoder.encode(pictures, length_hint(pictures, 0) or None)
     if source.streaming:
         _say(report)
-    components.release(*encoders)
+    gathered = Gathered(
+        train,
+        encoder.encode(held_out, len(held_out)) if held_out else None,
+        encoder.encode(class_pictures, len(class_pictures)) if class_pictures else None,
+    )
+    components.release(vae)
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()
-    return data
+    return gathered
 
 
 def open_source(config: TrainConfig) -> Source:
@@ -56,14 +101,15 @@ def open_source(config: TrainConfig) -> Source:
     Raises:
         UserError: it does not exist or holds no pictures.
     """
-    if config.train_data_dir is not None:
-        return image_folder(Path(config.train_data_dir).expanduser(), config.caption_column)
+    if config.picture_folder is not None:
+        return image_folder(Path(config.picture_folder).expanduser(), config.caption_column)
     assert config.dataset_name is not None
     return huggingface_dataset(
         config.dataset_name,
         config_name=config.dataset_config_name,
         image_column=config.image_column,
         caption_column=config.caption_column,
+        needs_captions=not ready_captions(config),
         cache_dir=config.cache_dir,
         streaming=config.streaming,
     )
@@ -90,6 +136,14 @@ def training_sizes(
     return [(resolution, resolution)]
 
 
+def ready_captions(config: TrainConfig) -> tuple[str, ...]:
+    """Captions for pictures that have none of their own."""
+    if config.placeholder_token is not None and config.instance_prompt is None:
+        templates = TEMPLATES[config.learnable_property or "object"]
+        return tuple(template.format(config.placeholder_token) for template in templates)
+    return () if config.instance_prompt is None else (config.instance_prompt,)
+
+
 def _scan(source: Source, report: ScanReport, config: TrainConfig) -> Iterator[Picture]:
     total = length_hint(source) or None
     with console.progress(total, "checking pictures", unit="picture") as bar:
@@ -98,13 +152,66 @@ def _scan(source: Source, report: ScanReport, config: TrainConfig) -> Iterator[P
             report,
             on_bad_image=config.on_bad_image,
             on_missing_caption=config.on_missing_caption,
-            default_caption=config.instance_prompt,
+            default_captions=ready_captions(config),
+            own_captions=config.learnable_property is None,
+            masks=config.masked_loss,
             workers=config.dataloader_num_workers,
             progress=lambda looked_at: bar.update(looked_at - bar.n),
         ):
+            _require_word(picture, config)
             yield picture
             if source.streaming and report.used == config.max_train_samples:
                 return
+
+
+def _require_word(picture: Picture, config: TrainConfig) -> None:
+    """Refuse captions that would teach the new word nothing."""
+    word = config.placeholder_token
+    lacking = [caption for caption in picture.captions if word is not None and word not in caption]
+    if lacking:
+        raise UserError(
+            f"the caption of {picture.id} does not contain {word}: '{lacking[0]}'",
+            "Put the new word into every caption, or use ready captions about it: "
+            "--learnable_property object (or style).",
+        )
+
+
+def _scan_folder(
+    folder: str, config: TrainConfig, sizes: Sequence[tuple[int, int]]
+) -> list[Picture]:
+    report = ScanReport(buckets=sizes)
+    source = image_folder(Path(folder).expanduser(), config.caption_column)
+    pictures = list(_scan(source, report, config))
+    _say(report)
+    return pictures
+
+
+def _class_pictures(
+    config: TrainConfig,
+    family: Family,
+    components: Components,
+    runtime: Runtime,
+    sizes: Sequence[tuple[int, int]],
+) -> list[Picture]:
+    """The pictures of the class, each with the class prompt; what lacks is drawn first."""
+    if not config.with_prior_preservation or config.prior_from != "images":
+        return []
+    assert config.class_data_dir is not None, "the configuration has checked it"
+    folder = Path(config.class_data_dir).expanduser()
+    draw_class_pictures(config, family, components, runtime, folder)
+    console.say(f"class pictures: {folder}")
+    report = ScanReport(buckets=sizes)
+    source = image_folder(folder)
+    found = scan(
+        source,
+        report,
+        on_bad_image=config.on_bad_image,
+        default_captions=(config.class_prompt or "",),
+        own_captions=False,
+    )
+    pictures = list(found)
+    _say(report)
+    return pictures
 
 
 def _few(pictures: list[Picture], config: TrainConfig) -> list[Picture]:
@@ -114,6 +221,28 @@ def _few(pictures: list[Picture], config: TrainConfig) -> list[Picture]:
     order = torch.randperm(len(pictures), generator=generator(config.seed, "max_train_samples"))
     console.say(f"--max_train_samples: using {limit} of {len(pictures)} pictures")
     return [pictures[index] for index in sorted(order[:limit].tolist())]
+
+
+def _hold_out(pictures: list[Picture], config: TrainConfig) -> tuple[list[Picture], list[Picture]]:
+    """Part the pictures into those to learn and those to measure on.
+
+    Raises:
+        UserError: one of the two would be empty.
+    """
+    if not config.validation_share:
+        return pictures, []
+    count = round(len(pictures) * config.validation_share)
+    if not 0 < count < len(pictures):
+        raise UserError(
+            f"--validation_share {config.validation_share} of {len(pictures)} pictures holds "
+            f"{count} back",
+            "Hold more back, or name other pictures to measure on: --validation_data_dir.",
+        )
+    order = torch.randperm(len(pictures), generator=generator(config.seed, "held out")).tolist()
+    chosen = set(order[:count])
+    console.say(f"--validation_share: {count} of {len(pictures)} pictures are only measured on")
+    train = [picture for index, picture in enumerate(pictures) if index not in chosen]
+    return train, [pictures[index] for index in sorted(chosen)]
 
 
 def _say(report: ScanReport) -> None:

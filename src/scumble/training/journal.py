@@ -90,11 +90,17 @@ class Journal:
                 bad = NotFiniteError(step, *_explain(step, phase, result, loss))
                 break
             self.losses.append(loss)
-            entries.append(self._entry(step, result, loss, grad_norm))
+            entries.append(self._entry(step, phase, result, loss, grad_norm))
         if entries:
             self._write(entries)
         if bad is not None:
             raise bad
+
+    def note(self, entry: dict[str, Any]) -> None:
+        """Write an entry that is no step's, such as a measurement on held-out pictures."""
+        self._append([entry])
+        numbers = {k: v for k, v in entry.items() if k != "step" and isinstance(v, float)}
+        self.runtime.accelerator.log(numbers, step=entry["step"])
 
     def close(self) -> None:
         """End the progress bar."""
@@ -107,31 +113,41 @@ class Journal:
         return not math.isfinite(loss) or self._overflows > allowed
 
     def _write(self, entries: list[dict[str, Any]]) -> None:
-        if self.runtime.is_main:
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(entry) + "\n" for entry in entries)
-            except OSError as error:
-                raise UserError(
-                    f"cannot write {self.path}: {error.strerror}",
-                    "The checkpoints so far are untouched; go on with "
-                    "--resume_from_checkpoint latest once there is room.",
-                ) from error
+        self._append(entries)
         for entry in entries:
             self.runtime.accelerator.log(_tracked(entry), step=entry["step"])
         self._show(entries[-1])
 
+    def _append(self, entries: list[dict[str, Any]]) -> None:
+        if not self.runtime.is_main:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}",
+                "The checkpoints so far are untouched; go on with "
+                "--resume_from_checkpoint latest once there is room.",
+            ) from error
+
     def _entry(
-        self, step: int, result: StepResult, loss: float, grad_norm: float
+        self, step: int, phase: Phase, result: StepResult, loss: float, grad_norm: float
     ) -> dict[str, Any]:
-        return {
+        entry = {
             "step": step,
+            "phase": phase.name,
             "epoch": result.plan.epoch,
             "loss": loss,
-            "lr": result.learning_rate,
+            "lr": next(iter(result.learning_rates.values())),
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "elapsed_s": round(time.monotonic() - self._seconds, 3),
         }
+        if len(result.losses) > 1:
+            entry |= {f"loss {name}": float(part) for name, part in result.losses.items()}
+        if len(result.learning_rates) > 1:
+            entry |= {f"lr {name}": rate for name, rate in result.learning_rates.items()}
+        return entry
 
     def _show(self, entry: dict[str, Any]) -> None:
         recent = self.losses[-20:]
@@ -154,19 +170,22 @@ class Journal:
                 continue  # the line that a kill cut short
             if entry["step"] <= start:
                 kept.append(line)
-                self.losses.append(entry["loss"])
+                if "loss" in entry:
+                    self.losses.append(entry["loss"])
         if self.runtime.is_main:
             write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
 
 def _tracked(entry: dict[str, Any]) -> dict[str, float]:
     named = {"train_loss": entry["loss"], "lr": entry["lr"], "grad_norm": entry["grad_norm"]}
+    named |= {name: value for name, value in entry.items() if name.startswith(("loss ", "lr "))}
     return {name: value for name, value in named.items() if value is not None}
 
 
 def _explain(step: int, phase: Phase, result: StepResult, loss: float) -> tuple[str, str]:
     shown = range(min(8, len(result.plan.examples)))
-    samples = ", ".join(phase.loss.describe(result.plan, position) for position in shown)
+    describe = next(iter(phase.losses.values())).describe
+    samples = ", ".join(describe(result.plan, position) for position in shown)
     return (
         f"step {step}: the loss is {loss} and the gradient not finite; samples: {samples}",
         "The weights are those of the last good step. Lower --learning_rate, or train with "

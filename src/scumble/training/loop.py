@@ -1,6 +1,6 @@
 """The loop: one optimizer step after another. No family, adapter or method is named here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,17 +19,22 @@ class StepResult:
 
     Args:
         plan: the step's examples.
-        loss: mean over the step's samples, on the device.
+        losses: name -> mean over the step's samples, on the device.
         grad_norm: before clipping, on the device.
-        learning_rate: that the step was taken with.
+        learning_rates: parameter group -> the rate that the step was taken with.
         ends_epoch: whether every example has now been seen once more.
     """
 
     plan: StepPlan
-    loss: Tensor
+    losses: Mapping[str, Tensor]
     grad_norm: Tensor
-    learning_rate: float
+    learning_rates: Mapping[str, float]
     ends_epoch: bool
+
+    @property
+    def loss(self) -> Tensor:
+        """All losses together."""
+        return torch.stack(list(self.losses.values())).sum()
 
 
 def train_steps(phase: Phase, update: Update, runtime: Runtime, start: int) -> Iterator[StepResult]:
@@ -44,20 +49,23 @@ def train_steps(phase: Phase, update: Update, runtime: Runtime, start: int) -> I
         start: steps of this phase that are done already.
     """
     for index in range(start, phase.max_steps):
-        plan = phase.plan.step(index)
-        phase.enter_step(index)
-        loss_sum = torch.zeros((), device=runtime.device)
+        step = phase.first_step + index
+        plan = phase.plan.step(step)
+        phase.enter_step(step)
+        sums = {name: torch.zeros((), device=runtime.device) for name in phase.losses}
         for positions in own_positions(plan, runtime.rank, runtime.num_processes):
-            loss_B = phase.loss(plan, positions)
-            loss_sum += loss_B.detach().sum()
-            # Divided by the full step's size, so that a small bucket's pictures weigh no more.
-            update.backward(loss_B.sum() / phase.plan.nominal)
+            for name, loss in phase.losses.items():
+                # Each loss goes back at once: only one graph is alive at a time.
+                loss_B = loss(plan, positions)
+                sums[name] += loss_B.detach().sum()
+                # Divided by the full step's size, so that a small bucket's pictures weigh no more.
+                update.backward(loss_B.sum() / phase.plan.nominal)
         if runtime.num_processes > 1:
-            loss_sum = _add_up(phase, runtime, loss_sum)
+            sums = _add_up(phase, runtime, sums)
         grad_norm = update.step(index)
-        ends_epoch = (index + 1) % phase.plan.steps_per_epoch == 0
-        loss = loss_sum / len(plan.examples)
-        yield StepResult(plan, loss, grad_norm, update.learning_rate(index), ends_epoch)
+        ends_epoch = (step + 1) % phase.plan.steps_per_epoch == 0
+        losses = {name: total / len(plan.examples) for name, total in sums.items()}
+        yield StepResult(plan, losses, grad_norm, update.learning_rates(index), ends_epoch)
 
 
 def own_positions(plan: StepPlan, rank: int, num_processes: int) -> Iterator[range]:
@@ -71,14 +79,14 @@ def own_positions(plan: StepPlan, rank: int, num_processes: int) -> Iterator[ran
         offset += size
 
 
-def _add_up(phase: Phase, runtime: Runtime, loss_sum: Tensor) -> Tensor:
-    """Sum gradients and loss over all processes, in one message."""
+def _add_up(phase: Phase, runtime: Runtime, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sum gradients and losses over all processes, in one message."""
     parameters = phase.parameters()
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([loss_sum.view(1), *(grad.flatten() for grad in grads)])
+    flat = torch.cat([torch.stack(list(sums.values())), *(grad.flatten() for grad in grads)])
     flat = cast(Tensor, runtime.accelerator.reduce(flat, reduction="sum"))
-    sizes = [1, *(grad.numel() for grad in grads)]
-    total, *parts = flat.split(sizes)  # type: ignore[no-untyped-call]
+    sizes = [len(sums), *(grad.numel() for grad in grads)]
+    totals, *parts = flat.split(sizes)  # type: ignore[no-untyped-call]
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)
-    return cast(Tensor, total[0])
+    return dict(zip(sums, totals.unbind(), strict=True))

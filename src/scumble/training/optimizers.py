@@ -1,6 +1,6 @@
 """Optimizer, learning rate and loss scale, as one thing that takes a step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from scumble.config import TrainConfig
 from scumble.errors import UserError
+from scumble.training.rates import ParameterGroup
 
 
 class Update:
     """Turns accumulated gradients into one step of the parameters.
 
     Args:
-        parameters: fp32 masters.
+        groups: the parameters, with their rates.
         config: optimizer settings.
         max_steps: length of the learning-rate schedule.
         global_batch: samples per step over all processes, for --scale_lr.
@@ -24,7 +25,7 @@ class Update:
 
     def __init__(
         self,
-        parameters: Sequence[nn.Parameter],
+        groups: Sequence[ParameterGroup],
         config: TrainConfig,
         max_steps: int,
         global_batch: int,
@@ -33,10 +34,11 @@ class Update:
     ) -> None:
         from diffusers.optimization import get_scheduler
 
-        self.parameters = list(parameters)
+        self.groups = list(groups)
+        self.parameters = [p for group in self.groups for p in group.parameters]
         self.max_norm = config.max_grad_norm or float("inf")
-        self.base_rate = config.learning_rate * (global_batch if config.scale_lr else 1)
-        self.optimizer = _optimizer(self.parameters, config, self.base_rate, device)
+        self.factor = global_batch if config.scale_lr else 1
+        self.optimizer = _optimizer(self.groups, config, self.factor, device)
         schedule = get_scheduler(
             config.lr_scheduler,
             optimizer=self.optimizer,
@@ -50,9 +52,10 @@ class Update:
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.broken = torch.zeros((), device=device)
 
-    def learning_rate(self, step: int) -> float:
-        """The rate of step `step` of the phase, counted from 0."""
-        return self.base_rate * self.curve(step)
+    def learning_rates(self, step: int) -> dict[str, float]:
+        """The rate of each group in step `step` of the phase, counted from 0."""
+        now = self.factor * self.curve(step)
+        return {group.name: group.learning_rate * now for group in self.groups}
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a part of the step's loss."""
@@ -67,8 +70,9 @@ class Update:
         Returns:
             The gradient's norm before clipping, on the device: reading it is left to the caller.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+        rates = self.learning_rates(step)
+        for options, group in zip(self.optimizer.param_groups, self.groups, strict=True):
+            options["lr"] = rates[group.name]
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
         if self.scaler.is_enabled():
@@ -83,7 +87,19 @@ class Update:
             elif not self.broken:
                 self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for group in self.groups:
+            self._pull_rows(group, rates[group.name])
         return norm
+
+    @torch.no_grad()
+    def _pull_rows(self, group: ParameterGroup, rate: float) -> None:
+        """Draw the length of each row towards the group's norm."""
+        if group.row_norm is None:
+            return
+        share = min(1.0, group.row_pull * rate) * (1 - self.broken)
+        for rows in group.parameters:
+            length = rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+            rows.mul_(1 + share * (group.row_norm / length - 1))
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit, besides the number of the step."""
@@ -109,12 +125,18 @@ class Update:
 
 
 def _optimizer(
-    parameters: list[nn.Parameter], config: TrainConfig, rate: float, device: torch.device
+    groups: Iterable[ParameterGroup], config: TrainConfig, factor: float, device: torch.device
 ) -> torch.optim.Optimizer:
+    parameters = [
+        {
+            "params": list(group.parameters),
+            "lr": group.learning_rate * factor,
+            "weight_decay": group.weight_decay,
+        }
+        for group in groups
+    ]
     options: dict[str, Any] = {
-        "lr": rate,
         "betas": (config.adam_beta1, config.adam_beta2),
-        "weight_decay": config.adam_weight_decay,
         "eps": config.adam_epsilon,
     }
     if not config.use_8bit_adam:

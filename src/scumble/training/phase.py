@@ -1,14 +1,16 @@
 """Phase: what trains, on which examples, with which loss. Methods are lists of phases."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from scumble.adapters.inject import AdapterSet
 from scumble.data.buckets import BatchPlan, StepPlan
 from scumble.randomness import generator
+from scumble.training.rates import ParameterGroup
+from scumble.training.taught import Taught
 
 
 class SampleLoss(Protocol):
@@ -22,38 +24,74 @@ class SampleLoss(Protocol):
 
 
 @dataclass(frozen=True)
+class Dropouts:
+    """What is switched off while training, and the seed of the draws.
+
+    Args:
+        ranks: share of the ranks of each layer, drawn once per step.
+        inputs: share of an adapter's inputs, drawn anew in each forward pass.
+        seed: of the run.
+    """
+
+    ranks: float = 0.0
+    inputs: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Phase:
     """One stretch of training.
 
     Args:
-        name: for the progress bar and the log.
+        name: for the log and messages.
+        first_step: steps of the run that other phases take before this one; every draw is named by
+            the step of the run, so that no two phases share one.
         max_steps: optimizer steps.
-        plan: which examples each step sees.
-        adapters: what trains: component name -> the adapters on it. Nothing else moves.
-        loss: the loss of each sample of a step.
-        rank_dropout: share of ranks switched off in each step.
-        seed: of the rank dropout's draws.
+        plan: which examples each step of the run sees.
+        taught: what trains. Nothing else moves.
+        groups: the parameters of `taught`, with their rates.
+        losses: name -> loss of each sample; they are added up.
+        dropouts: of the adapters.
     """
 
     name: str
+    first_step: int
     max_steps: int
     plan: BatchPlan
-    adapters: dict[str, AdapterSet]
-    loss: SampleLoss
-    rank_dropout: float = 0.0
-    seed: int = 0
+    taught: Taught
+    groups: Sequence[ParameterGroup]
+    losses: Mapping[str, SampleLoss]
+    dropouts: Dropouts = Dropouts()
 
-    def parameters(self) -> list[torch.nn.Parameter]:
+    def parameters(self) -> list[nn.Parameter]:
         """Every parameter that trains."""
-        return [p for adapters in self.adapters.values() for p in adapters.parameters()]
+        return [parameter for group in self.groups for parameter in group.parameters]
+
+    def begin(self, phases: Sequence["Phase"]) -> None:
+        """Let this phase's parameters learn, and none of the others.
+
+        Adapters whose turn comes later do nothing yet and are left out of the computation.
+        """
+        for phase in sorted(phases, key=lambda phase: -phase.first_step):
+            for parameter in phase.parameters():
+                parameter.requires_grad_(False)
+            strength = 0.0 if phase.first_step > self.first_step else 1.0
+            for adapters in phase.taught.adapters.values():
+                adapters.set_strength(strength)
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)
 
     def enter_step(self, step: int) -> None:
-        """Set what is drawn once for the whole step."""
-        for number, adapters in enumerate(self.adapters.values()):
-            draw = generator(self.seed, "rank dropout", step, number)
-            adapters.drop_ranks(self.rank_dropout, draw)
+        """Set what is drawn once for the whole step of the run."""
+        for number, adapters in enumerate(self.taught.adapters.values()):
+            draw = generator(self.dropouts.seed, "rank dropout", step, number)
+            adapters.drop_ranks(self.dropouts.ranks, draw)
+            adapters.drop_inputs(self.dropouts.inputs)
+        if self.dropouts.inputs:
+            torch.manual_seed(generator(self.dropouts.seed, "input dropout", step).initial_seed())
 
     def at_rest(self) -> None:
         """Put adapters into the state in which they are saved and drawn with."""
-        for adapters in self.adapters.values():
-            adapters.drop_ranks(0.0, generator(self.seed, "at rest"))
+        for adapters in self.taught.adapters.values():
+            adapters.drop_ranks(0.0, generator(self.dropouts.seed, "at rest"))
+            adapters.drop_inputs(0.0)

@@ -1,4 +1,4 @@
-"""Encode pictures and captions once, before training: the loop needs no VAE and no encoder."""
+"""Encode pictures once, before training: the loop needs no VAE."""
 
 import hashlib
 import os
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +16,8 @@ from scumble.config import TrainConfig
 from scumble.data.buckets import nearest_bucket
 from scumble.data.cache import TensorStore, content_key, module_digest
 from scumble.data.scan import Picture
-from scumble.data.transforms import Crop, crops_of, pixels
-from scumble.families import Components, Conditioning, Family, Posterior
-from scumble.training.runtime import Runtime
+from scumble.data.transforms import Crop, crops_of, mask_weights, pixels
+from scumble.families import Components, Family, Posterior
 
 
 @dataclass(frozen=True)
@@ -29,58 +29,68 @@ class EncodedExample:
         captions: one or more.
         bucket: (height, width) in pixels.
         latent_keys: store keys of its crops and flips.
+        mask_keys: store keys of its mask in the same crops and flips; empty without a mask.
     """
 
     id: str
     captions: tuple[str, ...]
     bucket: tuple[int, int]
     latent_keys: tuple[str, ...]
+    mask_keys: tuple[str, ...] = ()
+
+
+class Latents(NamedTuple):
+    """One view of an encoded picture.
+
+    Args:
+        posterior: of its latents.
+        mask: how much each place counts, shape (1, H, W); None where all count alike.
+    """
+
+    posterior: Posterior
+    mask: Tensor | None
 
 
 @dataclass(frozen=True)
 class EncodedData:
-    """All pictures and captions of a run in encoded form.
+    """All pictures of a data set in encoded form, with their captions.
 
     Args:
         examples: in the order of the data.
         store: holds the tensors.
-        text_keys: caption -> store key.
     """
 
     examples: list[EncodedExample]
     store: TensorStore
-    text_keys: dict[str, str]
 
-    def posterior(self, example: int, draw: torch.Generator) -> Posterior:
-        """The latent posterior of one of an example's crops and flips, chosen by `draw`."""
+    def latents(self, example: int, draw: torch.Generator) -> Latents:
+        """One of an example's crops and flips, chosen by `draw`."""
         keys = self.examples[example].latent_keys
-        entry = self._get(keys[int(torch.randint(len(keys), (), generator=draw))])
-        return Posterior(entry["mean"], entry["std"])
+        view = int(torch.randint(len(keys), (), generator=draw))
+        entry = self.store.require(keys[view])
+        masks = self.examples[example].mask_keys
+        mask = self.store.require(masks[view])["mask"] if masks else None
+        return Latents(Posterior(entry["mean"], entry["std"]), mask)
 
-    def text(self, caption: str) -> Conditioning:
-        """The conditioning of a caption, without a batch dimension."""
-        return self._get(self.text_keys[caption])
+    def captions(self) -> set[str]:
+        """Every caption that occurs."""
+        return {caption for example in self.examples for caption in example.captions}
 
     def digest(self) -> str:
-        """Fingerprint of the data as encoded: pictures, crops, captions and encoders."""
-        parts = [f"{e.id}\0{e.captions}\0{e.latent_keys}" for e in self.examples]
+        """Fingerprint of the data as encoded: pictures, crops, masks, captions and encoder."""
+        parts = [f"{e.id}\0{e.captions}\0{e.latent_keys}\0{e.mask_keys}" for e in self.examples]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def _get(self, key: str) -> dict[str, Tensor]:
-        entry = self.store.get(key)
-        assert entry is not None, "an encoded entry was removed while training"
-        return entry
 
-
-class Encoder:
-    """Fills a store with what the frozen VAE and text encoder make of pictures and captions.
+class PictureEncoder:
+    """Fills a store with what the frozen VAE makes of pictures.
 
     Args:
-        config: sizes, crops and cache settings.
+        config: crops and cache settings.
         family: how to encode.
-        components: with VAE, text encoder and tokenizer loaded.
-        runtime: the device to encode on.
+        components: with the VAE loaded, on the device to encode on.
         sizes: the bucket sizes in use.
+        store: to fill.
     """
 
     def __init__(
@@ -88,22 +98,19 @@ class Encoder:
         config: TrainConfig,
         family: Family,
         components: Components,
-        runtime: Runtime,
         sizes: Sequence[tuple[int, int]],
+        store: TensorStore,
     ) -> None:
         self.config = config
         self.family = family
         self.components = components
         self.sizes = sizes
-        self.store = TensorStore(cache_folder(config))
-        self.vae_key = _model_key(components["vae"])
-        self.text_key = _model_key(components["text_encoder"]) + _tokenizer_key(components)
-        for name in family.components:
-            if name in components:
-                components[name].to(runtime.device)
+        self.store = store
+        self.vae_key = model_key(components[family.components[-1]])
 
+    @torch.no_grad()
     def encode(self, pictures: Iterable[Picture], total: int | None) -> EncodedData:
-        """Encode every picture in all its crops, and every caption.
+        """Encode every picture in all its crops.
 
         Args:
             pictures: good ones; each is decoded only if some crop of it is not in the store.
@@ -123,8 +130,8 @@ class Encoder:
             console.say(f"{reused} of {len(examples)} pictures were already in the cache.")
         for note in self.store.repaired:
             console.say(f"damaged cache entry made anew: {note}")
-        captions = {caption for example in examples for caption in example.captions} | {""}
-        return EncodedData(examples, self.store, self._captions(sorted(captions)))
+        self.store.repaired.clear()
+        return EncodedData(examples, self.store)
 
     def _picture(self, picture: Picture) -> tuple[EncodedExample, bool]:
         bucket = nearest_bucket(picture.width_px, picture.height_px, self.sizes)
@@ -140,7 +147,8 @@ class Encoder:
         missing = [(k, c) for k, c in zip(keys, crops, strict=True) if k not in self.store]
         if missing:
             self._encode_crops(picture, missing)
-        example = EncodedExample(picture.id, picture.captions, bucket, tuple(keys))
+        masks = self._masks(picture, crops, keys)
+        example = EncodedExample(picture.id, picture.captions, bucket, tuple(keys), masks)
         return example, not missing
 
     def _encode_crops(self, picture: Picture, missing: Sequence[tuple[str, Crop]]) -> None:
@@ -151,30 +159,21 @@ class Encoder:
             entry = {"mean": posterior.mean[0], "std": posterior.std[0]}
             self.store.put(key, entry, picture.id)
 
-    def _captions(self, captions: Sequence[str]) -> dict[str, str]:
-        keys = {caption: content_key("text", caption, self.text_key) for caption in captions}
-        missing = [caption for caption, key in keys.items() if key not in self.store]
-        self._report_long(captions)
-        if not missing:
-            return keys
-        with console.progress(len(missing), "encoding captions", unit="caption") as bar:
-            for caption in missing:
-                batch = self.family.encode_prompts(self.components, [caption])
-                entry = {name: tensor[0] for name, tensor in batch.items()}
-                self.store.put(keys[caption], entry, f"the caption '{caption[:60]}'")
-                bar.update()
-        return keys
-
-    def _report_long(self, captions: Sequence[str]) -> None:
-        tokenizer = self.components["tokenizer"]
-        limit = tokenizer.model_max_length
-        for caption in captions:
-            count = len(tokenizer(caption, verbose=False).input_ids)
-            if count > limit:
-                console.say(
-                    f"caption cut: {count - limit} of its tokens are beyond the encoder's "
-                    f"{limit - 2}: '{caption[:70]}...'"
-                )
+    def _masks(
+        self, picture: Picture, crops: Sequence[Crop], latent_keys: Sequence[str]
+    ) -> tuple[str, ...]:
+        if picture.mask_sha256 is None or not self.config.masked_loss:
+            return ()
+        mask, keys = None, []
+        for crop, latent_key in zip(crops, latent_keys, strict=True):
+            key = content_key("mask", picture.mask_sha256, latent_key)
+            if key not in self.store:
+                mask = mask or picture.load_mask()
+                shape = self.store.require(latent_key)["mean"].shape
+                weights_1HW = mask_weights(mask, crop, (shape[-2], shape[-1]))
+                self.store.put(key, {"mask": weights_1HW}, f"the mask of {picture.id}")
+            keys.append(key)
+        return tuple(keys)
 
 
 def cache_folder(config: TrainConfig) -> Path | None:
@@ -197,14 +196,8 @@ def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _model_key(module: torch.nn.Module) -> str:
+def model_key(module: torch.nn.Module) -> str:
+    """What of a frozen model its results depend on."""
     config = getattr(module, "config", None)
     scaling = getattr(config, "scaling_factor", None)
     return f"{module_digest(module)}/{next(module.parameters()).dtype}/{scaling}"
-
-
-def _tokenizer_key(components: Components) -> str:
-    tokenizer = components["tokenizer"]
-    vocabulary = repr(sorted(tokenizer.get_vocab().items()))
-    text = f"{tokenizer.model_max_length}/{tokenizer.pad_token}/{vocabulary}"
-    return hashlib.sha256(text.encode()).hexdigest()

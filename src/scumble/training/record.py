@@ -10,10 +10,14 @@ from typing import Any
 from scumble.config import TrainConfig
 from scumble.errors import UserError
 from scumble.formats.container import require_writable, write_atomically
-from scumble.formats.files import WEIGHT_NAME
+from scumble.formats.files import BUNDLE_NAME, EMBEDS_NAME, WEIGHT_NAME
 from scumble.training.checkpoints import MAY_DIFFER, Checkpoint
 
 RECORD_NAME = "run.json"
+MODEL_NAME = "model"
+"""Folder of a whole model that was taught."""
+RESULTS = (BUNDLE_NAME, WEIGHT_NAME, EMBEDS_NAME, MODEL_NAME)
+"""What a run may leave behind, the one to load first."""
 
 
 @dataclass
@@ -66,6 +70,11 @@ def is_finished(config: TrainConfig) -> bool:
         return False
 
 
+def result_of(folder: Path) -> Path:
+    """The file or folder to load, of a finished run."""
+    return next((folder / name for name in RESULTS if (folder / name).exists()), folder)
+
+
 def claim_output(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
     """Make sure that the output folder can be written and holds nothing that would be lost.
 
@@ -94,7 +103,7 @@ def claim_output(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
 def _require_empty(folder: Path, config: TrainConfig) -> None:
     resuming = config.resume_from_checkpoint is not None
     names = {path.name for path in folder.iterdir()} - {config.logging_dir}
-    if resuming and RECORD_NAME in names and WEIGHT_NAME not in names:
+    if resuming and RECORD_NAME in names and not names.intersection(RESULTS):
         return  # a run that was stopped before its first checkpoint
     if RECORD_NAME in names:
         raise UserError(

@@ -1,24 +1,26 @@
 """What a run leaves behind: adapter, sample pictures, loss curve, model card."""
 
 import io
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL.Image import Image
 
 from scumble import console
-from scumble.adapters.inject import AdapterSet
-from scumble.errors import first_line
+from scumble.config import TrainConfig
+from scumble.errors import UserError, first_line
 from scumble.formats import AdapterWeights, write_adapter
 from scumble.formats.container import write_atomically
-from scumble.formats.files import WEIGHT_NAME
-from scumble.formats.weights import module_weights
+from scumble.formats.files import BUNDLE_NAME, EMBEDS_NAME, WEIGHT_NAME
+from scumble.formats.weights import LearnedToken, module_weights
 from scumble.hub.card import CardFacts, render_card
 from scumble.training.curve import loss_curve
-from scumble.training.phase import Phase
-from scumble.training.record import versions
-from scumble.training.validation import draw_before_after, sample_prompts
+from scumble.training.record import MODEL_NAME, versions
+from scumble.training.taught import Taught
+from scumble.training.validation import draw_before_after, sample_prompts, whole_pipeline
+from scumble.training.words import trigger_phrase
 from scumble.training.workshop import Workshop
 
 
@@ -28,7 +30,7 @@ class TrainResult:
 
     Args:
         output_dir: the run's folder.
-        adapter: the adapter file.
+        adapter: the adapter file; the model's folder after full fine-tuning.
         steps: optimizer steps done.
     """
 
@@ -37,30 +39,76 @@ class TrainResult:
     steps: int
 
 
-def adapter_weights(workshop: Workshop, phases: Sequence[Phase]) -> AdapterWeights:
-    """Take what the phases have taught off the live model, in the form that files hold."""
-    names = workshop.family.key_names
-    sets: dict[str, AdapterSet] = {}
-    for phase in phases:
-        phase.at_rest()
-        sets |= phase.adapters
+def adapter_weights(workshop: Workshop, taught: Taught) -> AdapterWeights:
+    """Take what has been taught off the live model, in the form that files hold."""
+    names, config = workshop.family.key_names, workshop.config
     components = {
         component: {
             names.to_file(component, path): entry
-            for path, entry in module_weights(adapters, workshop.config.adapter_type).items()
+            for path, entry in module_weights(adapters, config.adapter_type).items()
         }
-        for component, adapters in sets.items()
+        for component, adapters in taught.adapters.items()
+    }
+    words = {word for rows in taught.rows.values() for word in rows}
+    tokens = {
+        word: LearnedToken(
+            {name: rows[word].detach().cpu().clone() for name, rows in taught.rows.items()}
+        )
+        for word in sorted(words)
     }
     metadata = {"base_model": workshop.components.base.public_name}
-    return AdapterWeights(components, metadata)
+    phrase = trigger_phrase(config)
+    if phrase is not None:
+        metadata["trigger_phrase"] = phrase
+    if config.initializer_token is not None:
+        metadata["initializer_token"] = config.initializer_token
+    return AdapterWeights(components, metadata, tokens)
 
 
-def save_adapter(workshop: Workshop, phases: Sequence[Phase], path: Path) -> Path:
-    """Write what has been taught so far as an adapter file, verified after writing."""
-    return write_adapter(adapter_weights(workshop, phases), path, workshop.family.key_names)
+def save_learnt(workshop: Workshop, taught: Taught, folder: Path) -> Path | None:
+    """Write what has been taught so far into a folder, each file verified after writing.
+
+    Adapters and words go into one file that says everything of itself, and apart from each other
+    into the plain files that other programs read.
+
+    Returns:
+        The file to load; None where a whole model was taught, which `save_model` writes.
+    """
+    names = workshop.family.key_names
+    if taught.models:
+        return None
+    weights = adapter_weights(workshop, taught)
+    plain = replace(weights, tokens={})
+    if weights.tokens:
+        embeds = replace(weights, components={})
+        path = write_adapter(embeds, folder / EMBEDS_NAME, names, "embedding")
+    if weights.components:
+        path = write_adapter(plain, folder / WEIGHT_NAME, names)
+    if weights.tokens and weights.components:
+        path = write_adapter(weights, folder / BUNDLE_NAME, names)
+    return path
 
 
-def write_pictures(workshop: Workshop, folder: Path) -> tuple[list[str], list[str]]:
+def save_model(workshop: Workshop, folder: Path) -> Path:
+    """Write the whole model as a folder that diffusers opens, in one move."""
+    final, draft = folder / MODEL_NAME, folder / f".{MODEL_NAME}.tmp"
+    with whole_pipeline(workshop) as pipeline:
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+            pipeline.save_pretrained(draft)
+            shutil.rmtree(final, ignore_errors=True)
+            draft.rename(final)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise UserError(
+                f"cannot write {final}: {error.strerror or error}",
+                "The last checkpoint is untouched. Make room, then go on with "
+                "--resume_from_checkpoint latest.",
+            ) from error
+    return final
+
+
+def write_pictures(workshop: Workshop, taught: Taught, folder: Path) -> tuple[list[str], list[str]]:
     """Draw the sample pictures and the before/after grid into the output folder.
 
     Returns:
@@ -70,7 +118,7 @@ def write_pictures(workshop: Workshop, folder: Path) -> tuple[list[str], list[st
     if not prompts or not workshop.config.before_after:
         return [], []
     try:
-        images, grid = draw_before_after(workshop, prompts, seeds)
+        images, grid = draw_before_after(workshop, taught, prompts, seeds)
     except Exception as error:
         console.say(f"the before/after pictures failed; the adapter is safe: {first_line(error)}")
         return [], []
@@ -95,7 +143,8 @@ def write_curve(losses: Sequence[float], folder: Path) -> None:
 
 def write_card(
     workshop: Workshop,
-    phases: Sequence[Phase],
+    taught: Taught,
+    steps: int,
     folder: Path,
     samples: tuple[Sequence[str], Sequence[str]],
 ) -> None:
@@ -110,23 +159,31 @@ def write_card(
         prompts=samples[0],
         images=samples[1],
         settings=settings,
-        parameters=sum(p.numel() for phase in phases for p in phase.parameters()),
-        steps=sum(phase.max_steps for phase in phases),
-        pictures=len(workshop.data.examples),
+        parameters=taught.num_parameters(),
+        steps=steps,
+        pictures=len(workshop.gathered.train.examples),
         versions=versions(),
-        instance_prompt=config.instance_prompt,
+        instance_prompt=trigger_phrase(config),
+        adapter=WEIGHT_NAME if taught.adapters else None,
+        words=EMBEDS_NAME if taught.rows else None,
+        model=MODEL_NAME if taught.models else None,
     )
     write_atomically(folder / "README.md", render_card(facts).encode())
 
 
-def report_files(folder: Path) -> None:
+def report_files(result: Path, folder: Path, config: TrainConfig) -> None:
     """Say what lies where, for a run that is done."""
-    size_mb = (folder / WEIGHT_NAME).stat().st_size / 1e6
-    console.say(f"\nadapter: {folder / WEIGHT_NAME} ({size_mb:.2f} MB)")
-    for name in ("before_after.png", "loss_curve.png", "README.md"):
-        if (folder / name).is_file():
+    files = [path for path in result.rglob("*") if path.is_file()] or [result]
+    size_mb = sum(path.stat().st_size for path in files) / 1e6
+    what = "model" if result.is_dir() else "adapter"
+    console.say(f"\n{what + ':':8} {result} ({size_mb:.2f} MB)")
+    for name in (WEIGHT_NAME, EMBEDS_NAME, "before_after.png", "loss_curve.png", "README.md"):
+        if (folder / name).is_file() and folder / name != result:
             console.say(f"         {folder / name}")
-    console.say(f'draw with it: scumble generate --adapter {folder} --prompt "..."')
+    words = trigger_phrase(config) or "..."
+    flag = "--pretrained_model_name_or_path" if result.is_dir() else "--adapter"
+    place = result if result.is_dir() else folder
+    console.say(f'draw with it: scumble generate {flag} {place} --prompt "{words}"')
 
 
 def _save_png(image: Image, path: Path) -> None:

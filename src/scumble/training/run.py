@@ -4,27 +4,34 @@ config -> base and output folder -> pictures -> encoded data -> denoiser with ad
 loop -> adapter, pictures, card.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from scumble import console
 from scumble.config import TrainConfig
 from scumble.config.train import describe
+from scumble.data.cache import TensorStore
 from scumble.errors import Stopped, UserError, first_line
-from scumble.families import Components, family_of, locate
-from scumble.formats import ModuleWeights, read_adapter
-from scumble.formats.files import WEIGHT_NAME
+from scumble.families import Components, Family, family_of, locate, text_encoders
 from scumble.training import results
+from scumble.training.average import copy_into
 from scumble.training.checkpoints import Checkpoint, find_checkpoint
-from scumble.training.gather import gather_data
+from scumble.training.gather import Gathered, gather_data
 from scumble.training.journal import NotFiniteError
 from scumble.training.methods import METHODS
 from scumble.training.phase import Phase
-from scumble.training.record import Record, claim_output, is_finished
+from scumble.training.precompute import cache_folder, encoder_dtype
+from scumble.training.record import Record, claim_output, is_finished, result_of
 from scumble.training.results import TrainResult
 from scumble.training.runtime import Runtime, prepare_runtime
 from scumble.training.sitting import Sitting
+from scumble.training.taught import together
+from scumble.training.texts import EncodedTexts, LiveTexts, Texts, report_long
 from scumble.training.trackers import start_trackers
+from scumble.training.words import check_words
 from scumble.training.workshop import Workshop, targets
 
 
@@ -41,8 +48,6 @@ def train(config: TrainConfig) -> TrainResult:
         UserError: something about the input is wrong; nothing that existed is changed.
         Stopped: the user interrupted; a checkpoint to go on from is written.
     """
-    if config.method not in METHODS:
-        raise UserError(f"unknown method '{config.method}'", f"Known: {', '.join(METHODS)}.")
     runtime = prepare_runtime(config)
     folder = Path(config.output_dir)
     checkpoint, notes = find_checkpoint(config)
@@ -53,31 +58,31 @@ def train(config: TrainConfig) -> TrainResult:
         console.say(note)
     if checkpoint is not None and is_finished(config):
         console.say(f"the run in {folder} is already finished after {checkpoint.step} steps")
-        return TrainResult(folder, folder / WEIGHT_NAME, checkpoint.step)
+        return TrainResult(folder, result_of(folder), checkpoint.step)
     workshop = open_workshop(config, runtime)
     phases = METHODS[config.method](workshop)
     start_trackers(runtime.accelerator, config)
     base = workshop.components.base
-    record = Record(config, {"base": base.reference, "examples": len(workshop.data.examples)})
-    if checkpoint is not None:
-        _continue_from(checkpoint, workshop, phases)
+    facts = {"base": base.reference, "examples": len(workshop.gathered.train.examples)}
+    record = Record(config, facts)
+    state = _continue_from(checkpoint, workshop, phases) if checkpoint is not None else None
     for line in describe(config):
         console.say(line)
     if runtime.is_main:
         record.save("running")
     _report_start(workshop, phases)
-    sitting = Sitting(workshop, phases, record, checkpoint)
+    sitting = Sitting(workshop, phases, record, checkpoint, state)
     try:
         sitting.train()
     except (Stopped, NotFiniteError) as error:
         if runtime.is_main:
             record.save("stopped" if isinstance(error, Stopped) else "failed")
         raise
-    return _finish(workshop, phases, record, sitting.losses, folder)
+    return _finish(workshop, sitting)
 
 
 def open_workshop(config: TrainConfig, runtime: Runtime) -> Workshop:
-    """Find the base, encode the data, and load the denoiser once the encoders are let go."""
+    """Find the base, encode the data, and load what trains once the rest is let go."""
     base = locate(
         config.pretrained_model_name_or_path,
         revision=config.revision,
@@ -89,15 +94,57 @@ def open_workshop(config: TrainConfig, runtime: Runtime) -> Workshop:
     objective = family.objective(base)
     targets(config, family)  # a malformed one is said before the long work
     components = Components(base)
-    data = gather_data(config, family, components, runtime)
+    if config.encodes_in_every_step:
+        _load(family, components, list(text_encoders(family)), runtime, runtime.dtype)
+    if config.learns_words:
+        check_words(config, components, family)
+    store = TensorStore(cache_folder(config))
+    gathered = gather_data(config, family, components, runtime, store)
+    texts = _texts(config, family, components, runtime, gathered)
     denoiser = family.components[0]
-    family.load(components, [denoiser], runtime.dtype)
-    components[denoiser].to(runtime.device)
+    _load(family, components, [denoiser], runtime, runtime.dtype)
     if config.gradient_checkpointing:
         components[denoiser].enable_gradient_checkpointing()
     if config.enable_xformers_memory_efficient_attention:
         _enable_xformers(components, denoiser)
-    return Workshop(config, runtime, family, components, objective, data)
+    return Workshop(config, runtime, family, components, objective, gathered, texts)
+
+
+def _load(
+    family: Family,
+    components: Components,
+    names: Sequence[str],
+    runtime: Runtime,
+    dtype: torch.dtype,
+) -> None:
+    family.load(components, names, dtype)
+    for name in names:
+        components[name].to(runtime.device)
+
+
+def _texts(
+    config: TrainConfig,
+    family: Family,
+    components: Components,
+    runtime: Runtime,
+    gathered: Gathered,
+) -> Texts:
+    """Encode every caption and let the text encoders go, or keep them where they are needed."""
+    captions = {"", *gathered.captions()}
+    if config.class_prompt is not None:
+        captions.add(config.class_prompt)
+    if config.encodes_in_every_step:
+        tokens = {config.placeholder_token: config.num_vectors} if config.placeholder_token else {}
+        report_long(sorted(captions), family, components, tokens)
+        return LiveTexts(family, components, tokens)
+    encoders = list(text_encoders(family))
+    _load(family, components, encoders, runtime, encoder_dtype(runtime.dtype))
+    texts = EncodedTexts(gathered.train.store, runtime)
+    texts.encode(captions, family, components)
+    components.release(*encoders)
+    if runtime.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return texts
 
 
 def _enable_xformers(components: Components, denoiser: str) -> None:
@@ -111,7 +158,10 @@ def _enable_xformers(components: Components, denoiser: str) -> None:
         ) from error
 
 
-def _continue_from(checkpoint: Checkpoint, workshop: Workshop, phases: Sequence[Phase]) -> None:
+def _continue_from(
+    checkpoint: Checkpoint, workshop: Workshop, phases: Sequence[Phase]
+) -> dict[str, Any]:
+    """Put a checkpoint's parameters into the model; returns everything that it holds."""
     total = sum(phase.max_steps for phase in phases)
     if checkpoint.step > total:
         raise UserError(
@@ -122,73 +172,55 @@ def _continue_from(checkpoint: Checkpoint, workshop: Workshop, phases: Sequence[
     console.say(f"going on from {checkpoint.folder}, step {checkpoint.step}")
     for difference in checkpoint.differences(workshop.config):
         console.say(f"not as before: {difference}")
-    if checkpoint.data_digest != workshop.data.digest():
+    if checkpoint.data_digest != workshop.gathered.digest():
         console.say("not as before: the pictures or captions have changed since the checkpoint")
-    saved = read_adapter(checkpoint.weights_path, workshop.family.key_names).components
-    fresh = results.adapter_weights(workshop, phases).components
-    if _layout(saved) != _layout(fresh):
+    state = checkpoint.training_state()
+    parameters = together(phase.taught for phase in phases).named_parameters()
+    saved = {name: tensor.shape for name, tensor in state["parameters"].items()}
+    if saved != {name: parameter.shape for name, parameter in parameters.items()}:
         raise UserError(
             f"{checkpoint.folder} adapts other layers, or at other ranks, than are asked for now",
-            "Within a run --rank, --target_modules and the base stay; for others start a new "
-            "--output_dir.",
+            "Within a run the method, --rank, --target_modules, --num_vectors and the base stay; "
+            "for others start a new --output_dir.",
         )
-    names = workshop.family.key_names
-    for phase in phases:
-        for component, adapters in phase.adapters.items():
-            for path, adapter in adapters.adapters.items():
-                adapter.copy_tensors(saved[component][names.to_file(component, path)].tensors)
-
-
-def _layout(components: Mapping[str, Mapping[str, ModuleWeights]]) -> dict[str, int]:
-    """Which layers an adapter changes, and how wide it is there."""
-    return {
-        f"{component}.{path}": entry.rank
-        for component, modules in components.items()
-        for path, entry in modules.items()
-    }
+    copy_into(parameters, state["parameters"])
+    return state
 
 
 def _report_start(workshop: Workshop, phases: Sequence[Phase]) -> None:
-    config = workshop.config
-    batch = (
-        config.train_batch_size
-        * config.gradient_accumulation_steps
-        * workshop.runtime.num_processes
-    )
     for phase in phases:
         parameters = phase.parameters()
         console.say(
-            f"{phase.name}: {len(workshop.data.examples)} pictures, {phase.max_steps} steps of "
-            f"{batch} ({phase.plan.steps_per_epoch} per epoch); "
+            f"{phase.name}: {len(workshop.gathered.train.examples)} pictures, {phase.max_steps} "
+            f"steps of {workshop.batch_size} ({phase.plan.steps_per_epoch} per epoch); "
             f"{sum(p.numel() for p in parameters):,} parameters in {len(parameters)} tensors; "
             f"{workshop.runtime.device.type}, frozen weights in "
             f"{str(workshop.runtime.dtype).removeprefix('torch.')}"
         )
+        if len(phase.groups) > 1 or len(phases) > 1:
+            rates = ", ".join(f"{group.name} at {group.learning_rate:g}" for group in phase.groups)
+            console.say(f"  {rates}")
 
 
-def _finish(
-    workshop: Workshop,
-    phases: Sequence[Phase],
-    record: Record,
-    losses: Sequence[float],
-    folder: Path,
-) -> TrainResult:
+def _finish(workshop: Workshop, sitting: Sitting) -> TrainResult:
     """Write the results, the adapter first: nothing that fails later can cost it."""
-    steps = sum(phase.max_steps for phase in phases)
-    last = losses[-20:] or [float("nan")]
-    path = folder / WEIGHT_NAME
+    folder, taught, record = sitting.folder, sitting.taught, sitting.record
+    last = sitting.losses[-20:] or [float("nan")]
+    result = folder
     if workshop.runtime.is_main:
-        results.save_adapter(workshop, phases, path)
+        result = results.save_learnt(workshop, taught, folder) or results.save_model(
+            workshop, folder
+        )
         record.facts |= {
-            "steps": steps,
+            "steps": sitting.done,
             "loss": sum(last) / len(last),
             "peak_memory_mib": round(workshop.runtime.peak_memory_mib(), 1),
         }
-        results.write_curve(losses, folder)
-        samples = results.write_pictures(workshop, folder)
-        results.write_card(workshop, phases, folder, samples)
+        results.write_curve(sitting.losses, folder)
+        samples = results.write_pictures(workshop, taught, folder)
+        results.write_card(workshop, taught, sitting.done, folder, samples)
         # Last: a run that was cut off in here is finished by resuming it.
         record.save("finished")
-        results.report_files(folder)
+        results.report_files(result, folder, workshop.config)
     workshop.runtime.accelerator.end_training()
-    return TrainResult(folder, path, steps)
+    return TrainResult(folder, result, sitting.done)

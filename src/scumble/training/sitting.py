@@ -1,18 +1,23 @@
-"""One sitting of a run: the loop, with saving, drawing and stopping between its steps."""
+"""One sitting of a run: the loop, with saving, measuring and drawing between its steps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from scumble import console
-from scumble.errors import Stopped
+from scumble.errors import Stopped, UserError, first_line
 from scumble.training import results
-from scumble.training.checkpoints import Checkpoint, CheckpointWriter
+from scumble.training.average import Average, copy_into
+from scumble.training.checkpoints import BEST, Checkpoint, CheckpointWriter, open_checkpoint
+from scumble.training.held_out import Choice, HeldOut
 from scumble.training.interrupts import StopRequest
 from scumble.training.journal import Journal, NotFiniteError
 from scumble.training.loop import StepResult, train_steps
 from scumble.training.optimizers import Update
 from scumble.training.phase import Phase
 from scumble.training.record import Record
+from scumble.training.taught import together
 from scumble.training.trackers import log_images
 from scumble.training.validation import draw_samples, sample_prompts
 from scumble.training.workshop import Workshop
@@ -25,7 +30,8 @@ class Sitting:
         workshop: model, data and settings.
         phases: of the method.
         record: of the run; told where the sitting stopped.
-        checkpoint: to go on from, or None to begin; its weights are already in the model.
+        checkpoint: to go on from, or None to begin; its parameters are already in the model.
+        state: what the checkpoint holds.
     """
 
     def __init__(
@@ -34,91 +40,194 @@ class Sitting:
         phases: Sequence[Phase],
         record: Record,
         checkpoint: Checkpoint | None,
+        state: dict[str, Any] | None,
     ) -> None:
+        config = workshop.config
         self.workshop = workshop
         self.phases = phases
+        self.taught = together(phase.taught for phase in phases)
         self.record = record
-        self.checkpoint = checkpoint
-        self.folder = Path(workshop.config.output_dir)
+        self.state = state or {}
+        self.folder = Path(config.output_dir)
         self.done = checkpoint.step if checkpoint else 0
         self.saved = self.done
         self.total = sum(phase.max_steps for phase in phases)
-        self.writer = CheckpointWriter(workshop.config, workshop.data.digest())
+        self.writer = CheckpointWriter(config, workshop.gathered.digest())
         if workshop.runtime.is_main:
             self.writer.make_way(self.done)
         self.journal = Journal(workshop.runtime, self.folder, self.done, self.total)
+        data = workshop.gathered.held_out
+        self.held_out = None if data is None else HeldOut(workshop.denoising, data, config.seed)
+        self.choice = Choice(config.early_stop)
+        if "choice" in self.state:
+            self.choice.load_state(self.state["choice"])
 
     @property
     def losses(self) -> list[float]:
         """The loss of every step of the run so far."""
         return self.journal.losses
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether the held-out pictures end the training; only the last phase can be cut short."""
+        return self.choice.is_enough and self.done > self.phases[-1].first_step
+
     def train(self) -> None:
-        """Train to the end of the last phase.
+        """Train to the end of the last phase; the model then is what is to be kept.
 
         Raises:
             Stopped: the user asked for it; a checkpoint is written.
             NotFiniteError: a loss was NaN; a checkpoint of the last good step is written.
         """
-        first = 0
         with StopRequest() as stop:
             try:
                 for phase in self.phases:
-                    if self.done < first + phase.max_steps:
-                        self._train_phase(phase, self.done - first, stop)
-                    first += phase.max_steps
+                    if self.done < phase.first_step + phase.max_steps and not self._is_over:
+                        self._train_phase(phase, self.done - phase.first_step, stop)
             finally:
                 self.journal.close()
+        self._take_best()
+        for phase in self.phases:
+            phase.at_rest()
 
     def _train_phase(self, phase: Phase, start: int, stop: StopRequest) -> None:
         config, runtime = self.workshop.config, self.workshop.runtime
-        batch = config.train_batch_size * config.gradient_accumulation_steps * runtime.num_processes
+        phase.begin(self.phases)
         update = Update(
-            phase.parameters(), config, phase.max_steps, batch, runtime.dtype, runtime.device
+            phase.groups,
+            config,
+            phase.max_steps,
+            self.workshop.batch_size,
+            runtime.dtype,
+            runtime.device,
         )
-        if start and self.checkpoint is not None:
-            update.load_state(self.checkpoint.optimizer_state())
+        average = Average(phase.taught.named_parameters(), config.ema_decay)
+        if start and self.state:
+            update.load_state(self.state["update"])
+            average.load_state(self.state["average"])
+        else:
+            self.choice.waited = 0
+        is_last = phase is self.phases[-1]
         for result in train_steps(phase, update, runtime, start):
             self.done += 1
+            average.update(result.plan.index - phase.first_step, update.broken)
             try:
                 self.journal.add(self.done, phase, result)
-                self._between_steps(result, update, stop)
+                if self.done == phase.first_step + phase.max_steps and not is_last:
+                    # The next phase builds on what will be kept of this one.
+                    self.journal.flush()
+                    average.settle()
+                self._between_steps(result, update, average, stop)
             except NotFiniteError as error:
                 # Nothing has moved since the bad step.
                 self.done = error.step - 1
-                self._save(update)
+                self._save(update, average)
                 raise
+            if self._is_over:
+                break
         self.journal.flush()
+        average.settle()
 
-    def _between_steps(self, result: StepResult, update: Update, stop: StopRequest) -> None:
+    def _between_steps(
+        self, result: StepResult, update: Update, average: Average, stop: StopRequest
+    ) -> None:
         config = self.workshop.config
-        if self.done % config.checkpointing_steps == 0 or self.done == self.total:
+        if self._is_time(result):
             self.journal.flush()
-            self._save(update)
-        if stop.requested and self.done < self.total:
+            self._measure(update, average)
+        at_end = self.done == self.total or self._is_over
+        if self.done % config.checkpointing_steps == 0 or at_end:
             self.journal.flush()
-            self._save(update)
+            self._save(update, average)
+        if stop.requested and not at_end:
+            self.journal.flush()
+            self._save(update, average)
             raise Stopped(
                 f"stopped after step {self.done} of {self.total}; everything so far is in "
                 f"{self.folder / f'checkpoint-{self.done}'}\n"
                 "  Go on with the same command and --resume_from_checkpoint latest."
             )
-        epoch = result.plan.epoch + 1
-        wanted = config.validation_prompt is not None and epoch % config.validation_epochs == 0
-        if wanted and result.ends_epoch and self.done < self.total:
+        if config.validation_prompt is not None and self._is_time(result) and not at_end:
             self.journal.flush()
-            self._draw()
+            with average.applied():
+                self._draw()
 
-    def _save(self, update: Update) -> None:
+    def _is_time(self, result: StepResult) -> bool:
+        """Whether to measure and to draw after this step."""
+        config = self.workshop.config
+        if config.validation_steps is not None:
+            return self.done % config.validation_steps == 0 or self.done == self.total
+        assert config.validation_epochs is not None, "the configuration fills in the method's own"
+        epoch = result.plan.epoch + 1
+        is_wanted = epoch % config.validation_epochs == 0 and result.ends_epoch
+        return is_wanted or self.done == self.total
+
+    def _measure(self, update: Update, average: Average) -> None:
+        if self.held_out is None:
+            return
+        with average.applied(), self._at_rest():
+            loss = self.held_out.loss()
+        is_best = self.choice.add(self.done, loss)
+        if self.workshop.runtime.is_main:
+            self.journal.note({"step": self.done, "held_out_loss": loss})
+        mark = ", the best so far" if is_best else ""
+        console.say(f"held-out loss after step {self.done}: {loss:.5f}{mark}")
+        if is_best and self.workshop.runtime.is_main:
+            self._write(update, average, BEST)
+        if self._is_over:
+            console.say(
+                f"stopping early: {self.choice.waited} measurements brought nothing better than "
+                f"step {self.choice.best_step}"
+            )
+
+    def _save(self, update: Update, average: Average) -> None:
         if self.saved == self.done or not self.workshop.runtime.is_main:
             return
-        self.writer.write(
-            self.done,
-            lambda path: results.save_adapter(self.workshop, self.phases, path),
-            update.state(),
-        )
+        self._write(update, average, None)
         self.saved = self.done
         self.record.facts["steps"] = self.done
+
+    def _write(self, update: Update, average: Average, name: str | None) -> None:
+        parameters = self.taught.named_parameters()
+        state = {
+            "parameters": {key: p.detach().cpu().clone() for key, p in parameters.items()},
+            "update": update.state(),
+            "average": average.state(),
+            "choice": self.choice.state(),
+        }
+        with average.applied(), self._at_rest():
+            self.writer.write(
+                self.done,
+                lambda folder: results.save_learnt(self.workshop, self.taught, folder),
+                state,
+                name,
+            )
+
+    def _take_best(self) -> None:
+        """Put the checkpoint that did best on held-out pictures into the model."""
+        best = self.folder / BEST
+        if self.held_out is None or self.choice.best_step in (0, self.done):
+            return
+        try:
+            state = open_checkpoint(best).training_state()
+        except UserError as error:
+            console.say(f"the best checkpoint cannot be used, the last one is: {error.message}")
+            return
+        copy_into(self.taught.named_parameters(), state["parameters"] | state["average"])
+        console.say(
+            f"the result is that of step {self.choice.best_step}, the best on held-out pictures "
+            f"({self.choice.best_loss:.5f})"
+        )
+        self.record.facts |= {
+            "best_step": self.choice.best_step,
+            "held_out_loss": self.choice.best_loss,
+        }
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        for phase in self.phases:
+            phase.at_rest()
+        yield
 
     def _draw(self) -> None:
         """Draw the validation prompt; a failure is said and costs nothing but the pictures."""
@@ -126,11 +235,10 @@ class Sitting:
         if not runtime.is_main:
             return
         try:
-            for phase in self.phases:
-                phase.at_rest()
-            prompts, seeds = sample_prompts(self.workshop)
-            images = draw_samples(self.workshop, prompts, seeds)
+            with self._at_rest():
+                prompts, seeds = sample_prompts(self.workshop)
+                images = draw_samples(self.workshop, prompts, seeds)
             results.save_samples(images, self.folder / "samples", self.done)
             log_images(runtime.accelerator, images, prompts * len(seeds), self.done)
         except Exception as error:
-            console.say(f"the sample pictures failed, training goes on: {error}")
+            console.say(f"the sample pictures failed, training goes on: {first_line(error)}")

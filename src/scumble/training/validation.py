@@ -7,38 +7,53 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from scumble.adapters import blend
 from scumble.inference.generator import Sampling, build_pipeline, draw_all
 from scumble.inference.grids import labelled_grid
 from scumble.randomness import generator
-from scumble.training.workshop import ADAPTER_NAME, Workshop
+from scumble.training.taught import Taught
+from scumble.training.words import in_plain_words
+from scumble.training.workshop import Workshop
 
 
 def draw_samples(workshop: Workshop, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
     """Draw every prompt with every seed, adapters on."""
-    with _whole_pipeline(workshop) as pipeline:
+    with whole_pipeline(workshop) as pipeline:
         return draw_all(pipeline, prompts, seeds, _sampling(workshop))
 
 
 def draw_before_after(
-    workshop: Workshop, prompts: Sequence[str], seeds: Sequence[int]
+    workshop: Workshop, taught: Taught, prompts: Sequence[str], seeds: Sequence[int]
 ) -> tuple[list[Image], Image]:
-    """Draw every prompt with every seed, with and without the adapter.
+    """Draw every prompt with every seed, with and without what has been taught.
 
     Returns:
         The pictures with the adapter, and a labelled grid of both.
     """
-    denoiser = workshop.components[workshop.denoiser_name]
-    with _whole_pipeline(workshop) as pipeline:
+    plain = [in_plain_words(workshop.config, prompt) for prompt in prompts]
+    with whole_pipeline(workshop) as pipeline:
         after = draw_all(pipeline, prompts, seeds, _sampling(workshop))
-        blend.set_strengths(denoiser, {ADAPTER_NAME: 0.0})
-        try:
-            before = draw_all(pipeline, prompts, seeds, _sampling(workshop))
-        finally:
-            blend.set_strengths(denoiser, {ADAPTER_NAME: 1.0})
+    with _as_it_was(workshop, taught), whole_pipeline(workshop) as pipeline:
+        before = draw_all(pipeline, plain, seeds, _sampling(workshop))
     labels = [f"{prompt} (seed\u00a0{seed})" for prompt in prompts for seed in seeds]
     rows = list(zip(before, after, strict=True))
-    return after, labelled_grid(rows, ("base model", "with the adapter"), labels)
+    heading = "after training" if taught.models else "with the adapter"
+    return after, labelled_grid(rows, ("base model", heading), labels)
+
+
+@contextmanager
+def _as_it_was(workshop: Workshop, taught: Taught) -> Iterator[None]:
+    """The base as it was before the training, for as long as the context lasts."""
+    components, family = workshop.components, workshop.family
+    learnt = {name: components[name] for name in taught.models}
+    components.release(*learnt)
+    family.load(components, list(learnt), workshop.runtime.dtype)
+    for name in learnt:
+        components[name].to(workshop.runtime.device)
+    try:
+        with taught.adapters_off():
+            yield
+    finally:
+        components.parts |= learnt
 
 
 def sample_prompts(workshop: Workshop) -> tuple[list[str], list[int]]:
@@ -47,7 +62,8 @@ def sample_prompts(workshop: Workshop) -> tuple[list[str], list[int]]:
     count = config.num_validation_images
     if config.validation_prompt is not None:
         return [config.validation_prompt], list(range(config.seed, config.seed + count))
-    captions = list(dict.fromkeys(e.captions[0] for e in workshop.data.examples if any(e.captions)))
+    examples = workshop.gathered.train.examples
+    captions = list(dict.fromkeys(e.captions[0] for e in examples if any(e.captions)))
     order = torch.randperm(len(captions), generator=generator(config.seed, "sample prompts"))
     return [captions[index] for index in order[:count].tolist()], [config.seed]
 
@@ -58,8 +74,8 @@ def _sampling(workshop: Workshop) -> Sampling:
 
 
 @contextmanager
-def _whole_pipeline(workshop: Workshop) -> Iterator[Any]:
-    """The pipeline around the live denoiser; what had to be loaded for it is let go again."""
+def whole_pipeline(workshop: Workshop) -> Iterator[Any]:
+    """A pipeline around the live denoiser; what had to be loaded for it is let go again."""
     components, family = workshop.components, workshop.family
     absent = [name for name in family.components if name not in components]
     family.load(components, absent, workshop.runtime.dtype)

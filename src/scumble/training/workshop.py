@@ -1,5 +1,6 @@
 """Workshop: what every training method builds its phases from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scumble import console
@@ -9,9 +10,12 @@ from scumble.config import TrainConfig
 from scumble.data.buckets import BatchPlan
 from scumble.diffusion.objectives import DiscreteObjective
 from scumble.errors import UserError
-from scumble.families import Components, Family
-from scumble.training.precompute import EncodedData
+from scumble.families import Components, Family, text_encoders
+from scumble.training.denoising import Denoising, DenoisingLoss, Draws
+from scumble.training.gather import Gathered
+from scumble.training.phase import Dropouts
 from scumble.training.runtime import Runtime
+from scumble.training.texts import Texts
 
 ADAPTER_NAME = "trained"
 """Name of the adapter in training on the live model."""
@@ -27,7 +31,8 @@ class Workshop:
         family: of the base model.
         components: the loaded parts; the denoiser is among them.
         objective: noise schedule and prediction target.
-        data: encoded pictures and captions.
+        gathered: encoded pictures: to learn, to measure on, to hold the class to.
+        texts: conditioning of captions.
     """
 
     config: TrainConfig
@@ -35,16 +40,41 @@ class Workshop:
     family: Family
     components: Components
     objective: DiscreteObjective
-    data: EncodedData
+    gathered: Gathered
+    texts: Texts
 
     @property
     def denoiser_name(self) -> str:
         """The denoiser's component name."""
         return self.family.components[0]
 
+    @property
+    def denoising(self) -> Denoising:
+        """How the denoiser is asked and its answers compared."""
+        return Denoising(
+            self.config, self.family, self.components, self.objective, self.texts, self.runtime
+        )
 
-def targets(config: TrainConfig, family: Family) -> list[Target]:
-    """The layers to adapt: the configured ones, or the family's own choice.
+    @property
+    def batch_size(self) -> int:
+        """Pictures per optimizer step over all processes."""
+        config = self.config
+        assert config.train_batch_size is not None, "the configuration fills in the method's own"
+        pictures = config.train_batch_size * config.gradient_accumulation_steps
+        return pictures * self.runtime.num_processes
+
+    def dropouts(self) -> Dropouts:
+        """What is switched off of adapters while they train."""
+        return Dropouts(self.config.rank_dropout, self.config.lora_dropout, self.config.seed)
+
+    def picture_loss(self) -> DenoisingLoss:
+        """The loss of the pictures that are to be learnt."""
+        draws = Draws(self.config, self.objective, self.gathered.train, self.runtime.device)
+        return DenoisingLoss(self.denoising, draws)
+
+
+def targets(config: TrainConfig, family: Family) -> dict[str, list[Target]]:
+    """Component name -> its layers to adapt: the configured ones, or the family's own choice.
 
     Raises:
         UserError: a malformed target or an unknown adapter type.
@@ -52,35 +82,53 @@ def targets(config: TrainConfig, family: Family) -> list[Target]:
     if config.adapter_type not in ADAPTERS:
         known = ", ".join(ADAPTERS)
         raise UserError(f"unknown --adapter_type '{config.adapter_type}'", f"Known: {known}.")
-    patterns = config.target_modules or family.default_targets
-    return [Target.parse(pattern, config.rank, config.alpha) for pattern in patterns]
+    denoiser = family.components[0]
+    chosen = {denoiser: _parse(config, config.target_modules, family, denoiser, config.rank)}
+    if config.train_text_encoder:
+        rank = config.text_encoder_rank or config.rank
+        for name in text_encoders(family):
+            patterns = config.text_encoder_target_modules
+            chosen[name] = _parse(config, patterns, family, name, rank)
+    return chosen
 
 
-def denoiser_adapters(workshop: Workshop) -> dict[str, AdapterSet]:
-    """Put fresh adapters on the denoiser.
+def _parse(
+    config: TrainConfig, patterns: tuple[str, ...], family: Family, component: str, rank: int
+) -> list[Target]:
+    patterns = patterns or tuple(family.default_targets[component])
+    return [Target.parse(pattern, rank, config.alpha) for pattern in patterns]
+
+
+def fresh_adapters(workshop: Workshop) -> Mapping[str, AdapterSet]:
+    """Put fresh adapters on the denoiser and, where asked for, on the text encoders.
 
     Raises:
         UserError: a target matches nothing.
     """
     config = workshop.config
-    adapters = inject(
-        workshop.components[workshop.denoiser_name],
-        ADAPTER_NAME,
-        ADAPTERS[config.adapter_type],
-        targets(config, workshop.family),
-        init=config.adapter_init,
-        seed=config.seed,
-    )
-    return {workshop.denoiser_name: adapters}
+    return {
+        component: inject(
+            workshop.components[component],
+            ADAPTER_NAME,
+            ADAPTERS[config.adapter_type],
+            wanted,
+            init=config.adapter_init,
+            seed=config.seed,
+        )
+        for component, wanted in targets(config, workshop.family).items()
+    }
 
 
-def training_steps(config: TrainConfig, plan: BatchPlan) -> int:
+def training_steps(workshop: Workshop, plan: BatchPlan) -> int:
     """How many steps to train: as given, or so many epochs of the plan.
 
     Raises:
         UserError: the warm-up would last longer.
     """
-    steps = config.max_train_steps or config.num_train_epochs * plan.steps_per_epoch
+    config = workshop.config
+    assert config.num_train_epochs is not None, "the configuration fills in the method's own"
+    epochs = config.num_train_epochs * config.repeats
+    steps = config.max_train_steps or epochs * plan.steps_per_epoch
     if config.lr_scheduler != "constant" and config.lr_warmup_steps >= steps:
         raise UserError(
             f"--lr_warmup_steps {config.lr_warmup_steps} would outlast the run of {steps} steps",
@@ -98,8 +146,8 @@ def plan_batches(workshop: Workshop) -> BatchPlan:
     """Plan which pictures each step sees."""
     config = workshop.config
     return BatchPlan(
-        [example.bucket for example in workshop.data.examples],
-        config.train_batch_size * workshop.runtime.num_processes,
+        [example.bucket for example in workshop.gathered.train.examples],
+        workshop.batch_size // config.gradient_accumulation_steps,
         config.gradient_accumulation_steps,
         config.seed,
     )

@@ -1,0 +1,144 @@
+"""Pictures of a subject's class, drawn once by the frozen base and kept for every later run."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scumble import console
+from scumble.config import TrainConfig
+from scumble.data.sources import IMAGE_SUFFIXES
+from scumble.errors import UserError
+from scumble.families import Components, Family
+from scumble.formats.container import require_writable, write_atomically
+from scumble.inference.device import weight_dtype
+from scumble.inference.generator import Sampling, build_pipeline, draw_together
+from scumble.training.runtime import Runtime
+
+MANIFEST = "class_pictures.json"
+
+
+def draw_class_pictures(
+    config: TrainConfig,
+    family: Family,
+    components: Components,
+    runtime: Runtime,
+    folder: Path,
+) -> None:
+    """Draw what lacks of the class pictures, and write down which they are.
+
+    A picture of a number depends on the prompt, the base and the number alone, so an interrupted
+    run goes on where it was. Pictures that are not in the manifest are the user's own, and count.
+
+    Raises:
+        UserError: the folder holds drawn pictures of another prompt or base, or cannot be written.
+    """
+    if runtime.is_main:
+        require_writable(folder, "--class_data_dir")
+        _complete(config, family, components, runtime, folder)
+    runtime.accelerator.wait_for_everyone()
+
+
+def _complete(
+    config: TrainConfig, family: Family, components: Components, runtime: Runtime, folder: Path
+) -> None:
+    origin = {
+        "class_prompt": config.class_prompt,
+        "base": components.base.reference,
+    }
+    drawn = _drawn(folder, origin)
+    own = _own_pictures(folder, drawn)
+    if own:
+        console.say(f"class pictures: {own} of your own in {folder}")
+    intact = {name for name, digest in drawn.items() if _digest(folder / name) == digest}
+    for name in sorted(set(drawn) - intact):
+        console.say(f"class pictures: {name} is gone or changed and is drawn anew")
+    wanted = [_name(number) for number in range(max(0, config.num_class_images - own))]
+    missing = [name for name in wanted if name not in intact]
+    if not missing:
+        return
+    console.say(f"drawing {len(missing)} pictures of '{config.class_prompt}' into {folder}")
+    dtype = _dtype(config, runtime)
+    parts = Components(components.base)
+    family.load(parts, family.components, dtype)
+    pipeline = build_pipeline(family, parts).to(runtime.device)
+    pipeline.set_progress_bar_config(disable=True)
+    sampling = Sampling(config.num_inference_steps, config.guidance_scale)
+    kept = {name: drawn[name] for name in intact}
+    with console.progress(len(missing), "drawing the class", unit="picture") as bar:
+        for start in range(0, len(missing), config.sample_batch_size):
+            names = missing[start : start + config.sample_batch_size]
+            seeds = [_seed(name) for name in names]
+            prompts = [config.class_prompt or ""] * len(names)
+            images = draw_together(pipeline, prompts, seeds, sampling)
+            for name, image in zip(names, images, strict=True):
+                buffer = io.BytesIO()
+                image.save(buffer, format="PNG")
+                write_atomically(folder / name, buffer.getvalue())
+                kept[name] = hashlib.sha256(buffer.getvalue()).hexdigest()
+                bar.update()
+            _write_manifest(folder, origin, kept)
+    del pipeline, parts
+    if runtime.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _drawn(folder: Path, origin: dict[str, Any]) -> dict[str, str]:
+    """Name -> sha256 of the pictures that were drawn here before."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        then, pictures = manifest["origin"], dict(manifest["pictures"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error})", "Name an empty --class_data_dir."
+        ) from error
+    for name, value in origin.items():
+        if then.get(name) != value:
+            raise UserError(
+                f"the class pictures in {folder} were drawn with {name} {then.get(name)!r}, "
+                f"not {value!r}",
+                "Name another --class_data_dir; nothing was changed there.",
+            )
+    return pictures
+
+
+def _own_pictures(folder: Path, drawn: dict[str, str]) -> int:
+    if not folder.is_dir():
+        return 0
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    names = (path.relative_to(folder).as_posix() for path in files)
+    return sum(1 for name in names if name not in drawn and not name.startswith("drawn_"))
+
+
+def _write_manifest(folder: Path, origin: dict[str, Any], pictures: dict[str, str]) -> None:
+    content = {"origin": origin, "pictures": dict(sorted(pictures.items()))}
+    write_atomically(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _name(number: int) -> str:
+    return f"drawn_{number:05d}.png"
+
+
+def _seed(name: str) -> int:
+    digest = hashlib.sha256(f"class picture {name}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _dtype(config: TrainConfig, runtime: Runtime) -> torch.dtype:
+    precision = config.prior_generation_precision
+    if precision is None:
+        return runtime.dtype
+    dtype, note = weight_dtype("no" if precision == "fp32" else precision, runtime.device)
+    if note:
+        console.say(note)
+    return dtype

@@ -1,0 +1,27 @@
+"""Textual inversion: a new word, whose vectors alone are learnt (arXiv:2208.01618)."""
+
+from scumble.training.phase import Phase
+from scumble.training.rates import row_group
+from scumble.training.taught import Taught
+from scumble.training.words import fresh_rows, table_norm
+from scumble.training.workshop import Workshop, plan_batches, training_steps
+
+
+def phases(workshop: Workshop) -> list[Phase]:
+    """One phase: the rows of the new word, the model frozen around them."""
+    config = workshop.config
+    plan = plan_batches(workshop)
+    taught = Taught(rows=fresh_rows(workshop))
+    assert config.learning_rate is not None, "the configuration fills in the method's own"
+    norm = table_norm(workshop)
+    return [
+        Phase(
+            name="textual_inversion",
+            first_step=0,
+            max_steps=training_steps(workshop, plan),
+            plan=plan,
+            taught=taught,
+            groups=[row_group(taught.rows, config.learning_rate, config, norm)],
+            losses={"pictures": workshop.picture_loss()},
+        )
+    ]

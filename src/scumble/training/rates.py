@@ -1,0 +1,135 @@
+"""Which parameters learn how fast: by component, by layer, by kind. All rates are decided here."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from scumble.adapters.inject import AdapterSet, matches
+from scumble.config import TrainConfig
+from scumble.errors import UserError
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that learn alike.
+
+    Args:
+        name: for the log, such as "unet" or "rows".
+        parameters: fp32 masters.
+        learning_rate: before the schedule.
+        weight_decay: of AdamW.
+        row_norm: length that each row is drawn to, in place of weight decay; None does not.
+        row_pull: by this times the learning rate in each step.
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    learning_rate: float
+    weight_decay: float
+    row_norm: float | None = None
+    row_pull: float = 0.0
+
+
+def adapter_groups(
+    sets: Mapping[str, AdapterSet], config: TrainConfig, denoiser: str
+) -> list[ParameterGroup]:
+    """Group the parameters of adapters by their rates.
+
+    Args:
+        sets: component name -> the adapters on it.
+        config: learning rates, and LoRA+'s ratio.
+        denoiser: the component that --learning_rate is for; others take --text_encoder_lr.
+
+    Raises:
+        UserError: a rate for layers that do not learn, or a malformed one.
+    """
+    rates = [_parse_rate(text) for text in config.layer_learning_rates]
+    _require_matches(rates, (path for adapters in sets.values() for path in adapters.layers))
+    main = _given(config.learning_rate)
+    grouped: dict[tuple[str, float], list[nn.Parameter]] = defaultdict(list)
+    for component, adapters in sets.items():
+        usual = main if component == denoiser else config.text_encoder_lr or main / 2
+        for path, adapter in adapters.adapters.items():
+            rate = usual
+            for pattern, value in rates:
+                rate = value if matches(path, pattern) else rate
+            for name, parameter in adapter.named_parameters():
+                ratio = config.lora_plus_ratio if name in adapter.from_zero else 1.0
+                grouped[component, rate * ratio].append(parameter)
+    several = {component for component, _ in grouped if _count(grouped, component) > 1}
+    return [
+        ParameterGroup(
+            f"{component} {rate:.3g}" if component in several else component,
+            tuple(parameters),
+            rate,
+            config.adam_weight_decay,
+        )
+        for (component, rate), parameters in grouped.items()
+    ]
+
+
+def row_group(
+    rows: Mapping[str, Mapping[str, nn.Parameter]],
+    rate: float,
+    config: TrainConfig,
+    norm: float,
+) -> ParameterGroup:
+    """The rows of new words.
+
+    Args:
+        rows: text encoder's component name -> word -> its rows.
+        rate: their learning rate.
+        config: weight decay and the pull.
+        norm: mean length of the frozen table's rows.
+    """
+    parameters = tuple(p for tokens in rows.values() for p in tokens.values())
+    if not config.row_norm_pull:
+        return ParameterGroup("rows", parameters, rate, config.adam_weight_decay)
+    return ParameterGroup("rows", parameters, rate, 0.0, norm, config.row_norm_pull)
+
+
+def model_group(name: str, model: nn.Module, config: TrainConfig) -> ParameterGroup:
+    """A whole model, at one rate.
+
+    Raises:
+        UserError: rates for single layers, which only adapters have.
+    """
+    if config.layer_learning_rates:
+        raise UserError("--layer_learning_rates is for adapters, not for full fine-tuning")
+    parameters = tuple(model.parameters())
+    return ParameterGroup(name, parameters, _given(config.learning_rate), config.adam_weight_decay)
+
+
+def _given(rate: float | None) -> float:
+    assert rate is not None, "the configuration fills in the method's own"
+    return rate
+
+
+def _count(grouped: Mapping[tuple[str, float], object], component: str) -> int:
+    return sum(1 for name, _ in grouped if name == component)
+
+
+def _parse_rate(text: str) -> tuple[str, float]:
+    pattern, _, number = text.rpartition(":")
+    try:
+        rate = float(number)
+    except ValueError:
+        rate = -1.0
+    if not pattern or not 0 <= rate < float("inf"):
+        raise UserError(
+            f"--layer_learning_rates: '{text}' is not a pattern and a rate",
+            "For example: down_blocks.*:5e-5 mid_block.*:2e-4.",
+        )
+    return pattern, rate
+
+
+def _require_matches(rates: Sequence[tuple[str, float]], paths: Iterable[str]) -> None:
+    known = list(paths)
+    for pattern, _ in rates:
+        if not any(matches(path, pattern) for path in known):
+            raise UserError(
+                f"--layer_learning_rates: '{pattern}' matches no layer that learns",
+                f"They are called, for example: {', '.join(known[:3])}.",
+            )

@@ -1,0 +1,109 @@
+"""The new word of a run: where its rows start, and what it may be called."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scumble.adapters.tokens import attach_tokens, token_strings
+from scumble.config import TrainConfig
+from scumble.errors import UserError
+from scumble.families import Components, Family, text_encoders
+from scumble.randomness import generator
+from scumble.training.workshop import ADAPTER_NAME, Workshop
+
+
+def check_words(config: TrainConfig, components: Components, family: Family) -> None:
+    """Refuse a new word that is none, or a starting word that is not one word.
+
+    Raises:
+        UserError: naming the word, and what to use instead.
+    """
+    for name in text_encoders(family).values():
+        tokenizer = components[name]
+        assert config.placeholder_token is not None
+        _check_new(config.placeholder_token, config.num_vectors, tokenizer)
+        initializer_id(config, tokenizer)
+
+
+def _check_new(word: str, count: int, tokenizer: Any) -> None:
+    if not word.strip() or len(word.split()) != 1:
+        raise UserError(
+            f"--placeholder_token '{word}' is not one word",
+            'Choose one without spaces that is no word yet: "<pip>".',
+        )
+    if "," in word:
+        raise UserError(f"--placeholder_token '{word}' has a comma, which parts captions")
+    known = tokenizer.get_vocab()
+    for string in token_strings(word, count):
+        if string in known or string.lower() + "</w>" in known:
+            raise UserError(
+                f"the model knows the word '{string}' already",
+                'Choose another --placeholder_token, such as "<my-thing>".',
+            )
+
+
+def initializer_id(config: TrainConfig, tokenizer: Any) -> int:
+    """The table's row that the new word starts from.
+
+    Raises:
+        UserError: the starting word is several tokens.
+    """
+    ids = tokenizer.encode(config.initializer_token, add_special_tokens=False)
+    if len(ids) != 1:
+        parts = " ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing"
+        raise UserError(
+            f"--initializer_token '{config.initializer_token}' is not one token of the model, "
+            f"but: {parts}",
+            "Choose one common word, such as dog, person, toy or painting.",
+        )
+    return int(ids[0])
+
+
+def fresh_rows(workshop: Workshop) -> dict[str, dict[str, nn.Parameter]]:
+    """Teach tokenizers and text encoders the new word, with rows that are still to be learnt.
+
+    Returns:
+        Text encoder's component name -> word -> its rows, shape (vectors, width).
+    """
+    config, components = workshop.config, workshop.components
+    rows: dict[str, dict[str, nn.Parameter]] = {}
+    assert config.placeholder_token is not None
+    for name, tokenizer_name in text_encoders(workshop.family).items():
+        encoder, tokenizer = components[name], components[tokenizer_name]
+        table = _table(encoder)
+        start = table[initializer_id(config, tokenizer)].repeat(config.num_vectors, 1)
+        noise = torch.randn(start.shape, generator=generator(config.seed, f"row init {name}"))
+        # The first vector is the starting word itself; without noise the others would be its twins.
+        noise[0] = 0
+        start = start + config.row_init_noise * table.std() * noise
+        tokens = {config.placeholder_token: start}
+        rows[name] = attach_tokens(encoder, tokenizer, ADAPTER_NAME, tokens)
+    return rows
+
+
+def table_norm(workshop: Workshop) -> float:
+    """Mean length of the rows of the model's own words."""
+    (first, *_) = text_encoders(workshop.family)
+    return float(_table(workshop.components[first]).norm(dim=-1).mean())
+
+
+def _table(encoder: Any) -> Tensor:
+    table: Tensor = encoder.get_input_embeddings().weight
+    return table.detach().float().cpu()
+
+
+def in_plain_words(config: TrainConfig, prompt: str) -> str:
+    """A prompt for the base, which does not know the new word: the starting word in its place."""
+    if config.placeholder_token is None:
+        return prompt
+    return prompt.replace(config.placeholder_token, config.initializer_token or "")
+
+
+def trigger_phrase(config: TrainConfig) -> str | None:
+    """The words that call what was learnt, for the files that tell others."""
+    if config.placeholder_token is None:
+        return config.instance_prompt
+    if config.learnable_property == "style":
+        return f"a picture in the style of {config.placeholder_token}"
+    return f"a picture of {config.placeholder_token}"
