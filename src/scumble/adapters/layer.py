@@ -26,8 +26,8 @@ class AdaptedLayer(nn.Module):
         self.names: list[str] = []
         self.strengths: dict[str, float] = {}
         self._original: Tensor | None = None
-        self.register_state_dict_post_hook(_hide_wrapper)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_expect_wrapper)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(hide_wrapper)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(expect_wrapper)  # type: ignore[no-untyped-call]
 
     @property
     def weight(self) -> Tensor:
@@ -111,7 +111,7 @@ class AdaptedLayer(nn.Module):
         return weight
 
 
-def _hide_wrapper(
+def hide_wrapper(
     layer: nn.Module, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]
 ) -> None:
     """Save the wrapped layer under its own names: a merged model is an ordinary model on disk."""
@@ -123,8 +123,8 @@ def _hide_wrapper(
             state[prefix + name.removeprefix("base.")] = tensor
 
 
-def _expect_wrapper(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Load what `_hide_wrapper` saved; adapters keep their own values."""
+def expect_wrapper(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load what `hide_wrapper` saved; adapters keep their own values."""
     for name in ("weight", "bias"):
         if prefix + name in state:
             state[f"{prefix}base.{name}"] = state.pop(prefix + name)

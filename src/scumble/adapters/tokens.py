@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from scumble.adapters.layer import _expect_wrapper, _hide_wrapper
+from scumble.adapters.layer import expect_wrapper, hide_wrapper
 from scumble.errors import UserError
 
 
@@ -46,8 +46,8 @@ class TokenRows(nn.Module):
         self.register_buffer("ids", self._all_ids(), persistent=False)
         self.tokenizer: Any = None
         """Kept for whoever attached the first tokens to a copy: what to put back after the last."""
-        self.register_state_dict_post_hook(_hide_wrapper)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_expect_wrapper)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(hide_wrapper)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(expect_wrapper)  # type: ignore[no-untyped-call]
 
     @property
     def weight(self) -> Tensor:
@@ -181,7 +181,7 @@ def attach_tokens(
                 "It was learned on another base model. Nothing was loaded.",
             )
     counts = {token: len(vectors) for token, vectors in tokens.items()}
-    _check_free(tokenizer, wrapped, name, counts)
+    check_free(tokenizer, name, counts, wrapped)
     strings = {token: token_strings(token, count) for token, count in counts.items()}
     tokenizer.add_tokens([string for group in strings.values() for string in group])
     if wrapped is not table:
@@ -209,10 +209,23 @@ def detach_tokens(encoder: Any, name: str) -> None:
             encoder.set_input_embeddings(table.base)
 
 
-def _check_free(tokenizer: Any, rows: TokenRows, name: str, counts: Mapping[str, int]) -> None:
-    """Refuse tokens that a prompt could not tell from what the tokenizer knows already."""
+def check_free(
+    tokenizer: Any, name: str, counts: Mapping[str, int], rows: TokenRows | None = None
+) -> None:
+    """Refuse tokens that a prompt could not tell from what the tokenizer knows already.
+
+    Args:
+        tokenizer: that is to learn them.
+        name: of the group.
+        counts: token -> how many vectors it has.
+        rows: learned before.
+
+    Raises:
+        UserError: naming the token, and what it would be taken for.
+    """
     vocabulary = set(tokenizer.get_vocab())
-    owners = {entry.token: entry.name for entry in rows.entries}
+    entries = [] if rows is None else rows.entries
+    owners = {entry.token: entry.name for entry in entries}
     strings = [string for token, n in counts.items() for string in token_strings(token, n)]
     for token, count in counts.items():
         if not token.strip() or token != token.strip():
@@ -235,7 +248,7 @@ def _check_free(tokenizer: Any, rows: TokenRows, name: str, counts: Mapping[str,
                 "The tokenizer makes them small, and a prompt would get the first vector alone. "
                 "Rename it in small letters.",
             )
-    known = {entry.token: len(entry.ids) for entry in rows.entries}
+    known = {entry.token: len(entry.ids) for entry in entries}
     _check_numbering({**known, **counts}, vocabulary | set(strings))
 
 

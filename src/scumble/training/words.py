@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scumble.adapters.tokens import attach_tokens, token_strings
+from scumble.adapters.tokens import attach_tokens, check_free
 from scumble.config import TrainConfig
 from scumble.errors import UserError
 from scumble.families import Components, Family, text_encoders
@@ -21,26 +21,15 @@ def check_words(config: TrainConfig, components: Components, family: Family) -> 
     """
     for name in text_encoders(family).values():
         tokenizer = components[name]
-        assert config.placeholder_token is not None
-        _check_new(config.placeholder_token, config.num_vectors, tokenizer)
-        initializer_id(config, tokenizer)
-
-
-def _check_new(word: str, count: int, tokenizer: Any) -> None:
-    if not word.strip() or len(word.split()) != 1:
-        raise UserError(
-            f"--placeholder_token '{word}' is not one word",
-            'Choose one without spaces that is no word yet: "<pip>".',
-        )
-    if "," in word:
-        raise UserError(f"--placeholder_token '{word}' has a comma, which parts captions")
-    known = tokenizer.get_vocab()
-    for string in token_strings(word, count):
-        if string in known or string.lower() + "</w>" in known:
+        word = config.placeholder_token
+        assert word is not None, "the configuration has checked it"
+        if len(word.split()) != 1 or "," in word:
             raise UserError(
-                f"the model knows the word '{string}' already",
-                'Choose another --placeholder_token, such as "<my-thing>".',
+                f"--placeholder_token '{word}' is not one word",
+                'Choose one without spaces and commas that is no word yet: "<pip>".',
             )
+        check_free(tokenizer, "--placeholder_token", {word: config.num_vectors})
+        initializer_id(config, tokenizer)
 
 
 def initializer_id(config: TrainConfig, tokenizer: Any) -> int:
