@@ -81,7 +81,7 @@ def test_ten_steps_equal_peft(config):
     recorder = Recorder(workshop.family)
     object.__setattr__(workshop, "family", recorder)
     (phase,) = METHODS["text_to_image"](workshop)
-    adapters = phase.adapters["unet"].adapters
+    adapters = phase.taught.adapters["unet"].adapters
     assert len(adapters) > 10
     torch.manual_seed(0)
     for adapter in adapters.values():  # away from zero, where the gradient of `down` would vanish
@@ -91,10 +91,10 @@ def test_ten_steps_equal_peft(config):
     optimizer = torch.optim.AdamW(
         parameters, lr=RATE, weight_decay=config.adam_weight_decay, eps=EPSILON
     )
-    update = Update(phase.parameters(), config, STEPS, 2, torch.float32, torch.device("cpu"))
+    update = Update(phase.groups, config, STEPS, 2, torch.float32, torch.device("cpu"))
     for index in range(STEPS):
         plan = phase.plan.step(index)
-        loss = phase.loss(plan, range(2)).mean()
+        loss = phase.losses["pictures"](plan, range(2)).mean()
         noisy, timesteps, states = recorder.asked[-1]
         target = target_of(workshop, noisy, timesteps, plan, phase)
         prediction = theirs(noisy, timesteps, states).sample
@@ -120,7 +120,8 @@ def target_of(workshop, noisy, timesteps, plan, phase):
 
     location = workshop.components.base.location
     scheduler = DDPMScheduler.from_pretrained(location, subfolder="scheduler")
-    latents = torch.stack([phase.loss._latents(plan, position) for position in range(2)])
-    noise = torch.stack([phase.loss._noise(plan, position, latents[0]) for position in range(2)])
-    torch.testing.assert_close(scheduler.add_noise(latents, noise, timesteps), noisy)
-    return scheduler.get_velocity(latents, noise, timesteps)
+    samples = phase.losses["pictures"].draws.samples(plan, range(2))
+    torch.testing.assert_close(samples.timesteps, timesteps)
+    noised = scheduler.add_noise(samples.latents, samples.noise, timesteps)
+    torch.testing.assert_close(noised, noisy)
+    return scheduler.get_velocity(samples.latents, samples.noise, timesteps)

@@ -7,9 +7,12 @@ import pytest
 from PIL import Image
 
 import scumble
+from scumble.data.cache import TensorStore
 from scumble.errors import UserError
 from scumble.families import Components, family_of, locate
 from scumble.training.gather import gather_data, training_sizes
+from scumble.training.precompute import cache_folder
+from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
 
 
@@ -29,7 +32,16 @@ def dataset(pictures, tmp_path):
 def gather(config):
     base = locate(config.pretrained_model_name_or_path)
     family = family_of(base)
-    return gather_data(config, family, Components(base), prepare_runtime(config))
+    store = TensorStore(cache_folder(config))
+    gathered = gather_data(config, family, Components(base), prepare_runtime(config), store)
+    assert gathered.held_out is None
+    assert gathered.class_pictures is None
+    return gathered.train
+
+
+def prepare(config):
+    """Pictures and captions, both encoded."""
+    return open_workshop(config, prepare_runtime(config))
 
 
 def test_a_stream_encodes_what_a_data_set_encodes(make_config, dataset):
@@ -111,8 +123,9 @@ def test_an_empty_folder_is_one_clear_error(make_config, tmp_path):
 
 def test_a_long_caption_is_reported_with_its_words(make_config, pictures, capsys):
     (pictures / "0.txt").write_text("a red circle " + "and a blue star " * 40)
-    gather(make_config())
-    assert "caption cut" in capsys.readouterr().out
+    prepare(make_config())
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "caption cut" in line]
+    assert "a red circle and a blue star" in line
 
 
 def test_the_cache_follows_the_picture_not_its_name(make_config, pictures):
@@ -123,7 +136,10 @@ def test_the_cache_follows_the_picture_not_its_name(make_config, pictures):
 
 def test_without_a_cache_nothing_is_written(make_config, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    gather(make_config(cache_latents=False))
+    prepare(make_config(cache_latents=False))
     assert not (tmp_path / "cache").exists()
-    gather(make_config())
-    assert list((tmp_path / "cache" / "scumble").rglob("*.safetensors"))
+    workshop = prepare(make_config())
+    views = sum(len(example.latent_keys) for example in workshop.gathered.train.examples)
+    captions = {"", *workshop.gathered.captions()}
+    kept = list((tmp_path / "cache" / "scumble").rglob("*.safetensors"))
+    assert len(kept) == views + len(captions)

@@ -8,14 +8,26 @@ import torch
 import scumble
 from scumble.errors import UserError
 from scumble.training.optimizers import Update
+from scumble.training.rates import ParameterGroup
 
 CPU = torch.device("cpu")
 
 
-def make_update(parameter, *, max_steps=10, global_batch=1, **changes):
+def make_update(*parameters, max_steps=10, global_batch=1, **changes):
+    """An update of parameters in groups of their own: the second learns at half the rate."""
     settings = {"pretrained_model_name_or_path": "b", "train_data_dir": "p", "learning_rate": 0.1}
     config = scumble.TrainConfig(**(settings | changes))
-    return Update([parameter], config, max_steps, global_batch, torch.float32, CPU)
+    groups = [
+        ParameterGroup(f"group {n}", (p,), config.learning_rate / n, config.adam_weight_decay)
+        for n, p in enumerate(parameters, 1)
+    ]
+    return Update(groups, config, max_steps, global_batch, torch.float32, CPU)
+
+
+def rate(update, step):
+    """The rate of the only group."""
+    (value,) = update.learning_rates(step).values()
+    return value
 
 
 def parameter():
@@ -53,9 +65,9 @@ def test_nothing_moves_from_a_bad_gradient_on(bad):
 
 def test_the_rate_depends_on_the_step_alone():
     update = make_update(parameter(), lr_scheduler="linear", lr_warmup_steps=2, max_steps=4)
-    rates = [update.learning_rate(step) for step in range(4)]
+    rates = [rate(update, step) for step in range(4)]
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.05])
-    assert update.learning_rate(1) == rates[1]
+    assert rate(update, 1) == rates[1]
 
 
 def test_the_rate_is_what_the_step_is_taken_with():
@@ -69,7 +81,41 @@ def test_the_rate_is_what_the_step_is_taken_with():
 
 def test_scale_lr_multiplies_by_the_whole_batch():
     update = make_update(parameter(), scale_lr=True, global_batch=8)
-    assert update.learning_rate(0) == 0.1 * 8
+    assert rate(update, 0) == 0.1 * 8
+
+
+def test_each_group_learns_at_its_own_rate():
+    first, second = parameter(), parameter()
+    update = make_update(first, second, lr_scheduler="linear", max_steps=4, scale_lr=True)
+    assert update.learning_rates(1) == pytest.approx({"group 1": 0.075, "group 2": 0.0375})
+    update.backward((first + second).sum())
+    update.step(1)
+    # AdamW's first step has the size of the rate, but for its weight decay of a hundredth.
+    assert first[0].item() == pytest.approx(1 - 0.075, rel=1e-3)
+    assert second[0].item() == pytest.approx(1 - 0.0375, rel=1e-3)
+
+
+def test_each_group_has_its_own_weight_decay():
+    first, second = parameter(), parameter()
+    groups = [ParameterGroup("a", (first,), 0.1, 0.5), ParameterGroup("b", (second,), 0.1, 0.0)]
+    config = scumble.TrainConfig(pretrained_model_name_or_path="b", train_data_dir="p")
+    update = Update(groups, config, 10, 1, torch.float32, CPU)
+    update.backward(0 * (first + second).sum())
+    update.step(0)
+    assert first[0].item() == pytest.approx(1 - 0.1 * 0.5)
+    assert second[0].item() == 1
+
+
+def test_the_gradients_of_all_groups_are_clipped_together():
+    first, second = parameter(), parameter()
+    update = make_update(first, second, max_grad_norm=0.5)
+    seen = []
+    update.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(torch.cat([first.grad, second.grad]).norm().item())
+    )
+    update.backward(3 * first.sum() + 4 * second.sum())
+    assert update.step(0).item() == pytest.approx(10)
+    assert seen == pytest.approx([0.5], rel=1e-5)
 
 
 def test_8bit_adam_without_its_package_says_what_to_install(monkeypatch):

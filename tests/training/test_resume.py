@@ -21,6 +21,7 @@ HARD_SETTINGS = {
     "random_flip": True,
     "caption_dropout": 0.3,
     "rank_dropout": 0.2,
+    "lora_dropout": 0.2,
     "noise_offset": 0.1,
     "gradient_accumulation_steps": 2,
     "lr_scheduler": "cosine",
@@ -104,9 +105,9 @@ def stop_after(monkeypatch, step: int) -> None:
     """Request a stop as a signal would, once `step` steps are done."""
     between = sitting.Sitting._between_steps
 
-    def stopping(self, result, update, stop):
+    def stopping(self, result, update, average, stop):
         stop.requested = self.done == step
-        between(self, result, update, stop)
+        between(self, result, update, average, stop)
 
     monkeypatch.setattr(sitting.Sitting, "_between_steps", stopping)
 

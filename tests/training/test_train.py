@@ -56,13 +56,14 @@ def test_the_loss_falls(make_config, tmp_path):
     (phase,) = METHODS["text_to_image"](workshop)
 
     def mean_loss() -> float:
+        loss = phase.losses["pictures"]
         plans = [phase.plan.step(index) for index in range(1000, 1030)]
         with torch.no_grad():
-            return torch.cat([phase.loss(plan, range(2)) for plan in plans]).mean().item()
+            return torch.cat([loss(plan, range(2)) for plan in plans]).mean().item()
 
     before = mean_loss()
     trained = scumble.read_adapter(tmp_path / "out").components["unet"]
-    for path, adapter in phase.adapters["unet"].adapters.items():
+    for path, adapter in phase.taught.adapters["unet"].adapters.items():
         adapter.copy_tensors(trained[path].tensors)
     assert mean_loss() < 0.7 * before
 
@@ -73,10 +74,12 @@ def test_only_the_adapter_moves(make_config):
     unet = workshop.components["unet"]
     before = module_digest(unet)
     (phase,) = METHODS["text_to_image"](workshop)
+    phase.begin([phase])
     trainable = {id(p) for p in unet.parameters() if p.requires_grad}
+    assert trainable
     assert trainable == {id(p) for p in phase.parameters()}
-    loss = phase.loss(phase.plan.step(0), range(2)).sum()
-    loss.backward()
+    assert trainable == {id(p) for p in phase.taught.named_parameters().values()}
+    phase.losses["pictures"](phase.plan.step(0), range(2)).sum().backward()
     frozen = [p for p in unet.parameters() if not p.requires_grad]
     assert all(p.grad is None for p in frozen)
     eject(unet)
@@ -124,7 +127,7 @@ def test_bf16_trains_fp32_masters(make_config, tmp_path):
     workshop = open_workshop(config, prepare_runtime(config))
     assert workshop.components["unet"].dtype == torch.bfloat16
     (phase,) = METHODS["text_to_image"](workshop)
-    fresh = phase.adapters["unet"].adapters
+    fresh = phase.taught.adapters["unet"].adapters
     for key in downs:
         start = fresh[key.removeprefix("unet.").removesuffix(".lora.down.weight")].down
         # bf16 masters would round steps of 1e-4 away on most entries.
@@ -324,7 +327,7 @@ def full_size_adapter() -> AdapterWeights:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(json.loads(source.read_text()))
     assert sum(p.numel() for p in unet.parameters()) == 859_520_964
-    patterns = FAMILIES["stable_diffusion"].default_targets
+    patterns = FAMILIES["stable_diffusion"].default_targets["unet"]
     modules = {}
     for path in find_targets(unet, [Target(pattern, 4, 4) for pattern in patterns]):
         adapter = LoRA(LayerSpec.of(unet.get_submodule(path)), 4, 4)
