@@ -18,11 +18,14 @@ from source_tree import PACKAGE, ROOT, Module, calls, functions, imports, module
 
 AXES = {
     "family": {"sd", "sdxl", "sd3", "flux", *FAMILIES},
-    "method": {"dreambooth", "textual_inversion", "pivotal_tuning", *METHODS},
+    "method": set(METHODS),
     "adapter type": {"dora", "loha", "lokr", *ADAPTERS},
     "format": {"kohya", "attn_procs", "cloneofsimo", "embedding", *FORMATS},
 }
 """What the package varies along -> the values that exist or are bound to come."""
+
+ORDINARY_WORDS = {"full"}
+"""Values that are plain English as well: they may stand in a comment or docstring, not in code."""
 
 FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "manager", "managers"}
 
@@ -31,6 +34,8 @@ REGISTRIES = {
     "FAMILIES": "families/__init__.py",
     "FORMATS": "formats/files.py",
     "METHODS": "training/methods/__init__.py",
+    "METHOD_DEFAULTS": "config/method_groups.py",
+    "METHOD_GROUPS": "config/method_groups.py",
     "TIMESTEP_SAMPLERS": "diffusion/timesteps.py",
 }
 
@@ -106,10 +111,41 @@ def test_decision_records_stay_short() -> None:
         assert len(record.read_text("utf-8").splitlines()) <= 30, record.name
 
 
-def test_the_loop_names_no_family_adapter_method_or_format() -> None:
+def without_prose(text: str) -> str:
+    """The code of a file, its comments and docstrings left out."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node):
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
+
+
+def axis_values_in(text: str) -> set[str]:
+    """What a file names of the axes and the classes on them."""
     classes = {type(family).__name__ for family in FAMILIES.values()}
     classes |= {adapter.__name__ for adapter in ADAPTERS.values()}
-    assert values_in(module("training/loop.py").text, set().union(*AXES.values(), classes)) == set()
+    values = set().union(*AXES.values(), classes)
+    anywhere = values_in(text, values - ORDINARY_WORDS)
+    return anywhere | values_in(without_prose(text), ORDINARY_WORDS)
+
+
+def test_the_loop_names_no_family_adapter_method_or_format() -> None:
+    assert axis_values_in(module("training/loop.py").text) == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("x = 1  # as in SDXL", {"sdxl"}),
+        ("def f():\n    'Like dreambooth.'", {"dreambooth"}),
+        ("class A:\n    'A full step.'\n    b = 1  # the full size", set()),
+        ("if phase.name == 'full': pass", {"full"}),
+        ("from scumble.training.methods import full", {"full"}),
+    ],
+)
+def test_a_name_of_an_axis_would_be_found(text: str, found: set[str]) -> None:
+    assert axis_values_in(text) == found
 
 
 def family_branches(tree: ast.AST) -> list[str]:

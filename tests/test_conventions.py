@@ -10,23 +10,57 @@ from types import FunctionType
 import pytest
 
 import scumble
-from scumble.config import GROUPS, GenerateConfig, TrainConfig
+from scumble.cli.train import ELSEWHERE, REFUSED
+from scumble.config import METHOD_GROUPS, GenerateConfig, TrainConfig
 from scumble.config.train import field_names
 from source_tree import Module, calls, modules, repository_files, text_of
 
-DIFFUSERS_FLAGS = """
-    --pretrained_model_name_or_path --revision --variant --dataset_name --dataset_config_name
-    --train_data_dir --image_column --caption_column --validation_prompt --num_validation_images
-    --validation_epochs --max_train_samples --output_dir --cache_dir --seed --resolution
-    --center_crop --random_flip --train_batch_size --num_train_epochs --max_train_steps
-    --gradient_accumulation_steps --gradient_checkpointing --learning_rate --scale_lr --lr_scheduler
-    --lr_warmup_steps --snr_gamma --use_8bit_adam --allow_tf32 --dataloader_num_workers
-    --adam_beta1 --adam_beta2 --adam_weight_decay --adam_epsilon --max_grad_norm --push_to_hub
-    --hub_token --prediction_type --hub_model_id --logging_dir --mixed_precision --report_to
-    --local_rank --checkpointing_steps --checkpoints_total_limit --resume_from_checkpoint
-    --enable_xformers_memory_efficient_attention --noise_offset --rank --image_interpolation_mode
-"""
-"""Every flag of diffusers' train_text_to_image_lora.py."""
+DIFFUSERS_FLAGS = {
+    "text_to_image": """
+        --pretrained_model_name_or_path --revision --variant --dataset_name --dataset_config_name
+        --train_data_dir --image_column --caption_column --validation_prompt --num_validation_images
+        --validation_epochs --max_train_samples --output_dir --cache_dir --seed --resolution
+        --center_crop --random_flip --train_batch_size --num_train_epochs --max_train_steps
+        --gradient_accumulation_steps --gradient_checkpointing --learning_rate --scale_lr
+        --lr_scheduler --lr_warmup_steps --snr_gamma --use_8bit_adam --allow_tf32
+        --dataloader_num_workers --adam_beta1 --adam_beta2 --adam_weight_decay --adam_epsilon
+        --max_grad_norm --push_to_hub --hub_token --prediction_type --hub_model_id --logging_dir
+        --mixed_precision --report_to --local_rank --checkpointing_steps --checkpoints_total_limit
+        --resume_from_checkpoint --enable_xformers_memory_efficient_attention --noise_offset --rank
+        --image_interpolation_mode
+    """,
+    "dreambooth": """
+        --pretrained_model_name_or_path --revision --variant --tokenizer_name --instance_data_dir
+        --class_data_dir --instance_prompt --class_prompt --validation_prompt
+        --num_validation_images --validation_epochs --with_prior_preservation --prior_loss_weight
+        --num_class_images --output_dir --seed --resolution --center_crop --train_text_encoder
+        --train_batch_size --sample_batch_size --num_train_epochs --max_train_steps
+        --checkpointing_steps --checkpoints_total_limit --resume_from_checkpoint
+        --gradient_accumulation_steps --gradient_checkpointing --learning_rate --scale_lr
+        --lr_scheduler --lr_warmup_steps --lr_num_cycles --lr_power --dataloader_num_workers
+        --use_8bit_adam --adam_beta1 --adam_beta2 --adam_weight_decay --adam_epsilon --max_grad_norm
+        --push_to_hub --hub_token --hub_model_id --logging_dir --allow_tf32 --report_to
+        --mixed_precision --prior_generation_precision --local_rank
+        --enable_xformers_memory_efficient_attention --pre_compute_text_embeddings
+        --tokenizer_max_length --text_encoder_use_attention_mask --validation_images
+        --class_labels_conditioning --rank --lora_dropout --image_interpolation_mode
+    """,
+    "textual_inversion": """
+        --save_steps --save_as_full_pipeline --num_vectors --pretrained_model_name_or_path
+        --revision --variant --tokenizer_name --train_data_dir --placeholder_token
+        --initializer_token --learnable_property --repeats --output_dir --seed --resolution
+        --center_crop --train_batch_size --num_train_epochs --max_train_steps
+        --gradient_accumulation_steps --gradient_checkpointing --learning_rate --scale_lr
+        --lr_scheduler --lr_warmup_steps --lr_num_cycles --dataloader_num_workers --adam_beta1
+        --adam_beta2 --adam_weight_decay --adam_epsilon --push_to_hub --hub_token --hub_model_id
+        --logging_dir --mixed_precision --allow_tf32 --report_to --validation_prompt
+        --num_validation_images --validation_steps --validation_epochs --local_rank
+        --checkpointing_steps --checkpoints_total_limit --resume_from_checkpoint
+        --enable_xformers_memory_efficient_attention --no_safe_serialization
+    """,
+}
+"""Method -> every flag of diffusers' script of its kind: train_text_to_image_lora.py,
+train_dreambooth_lora.py and textual_inversion.py."""
 
 MACHINE_PATH = re.compile(
     r"(?<![\w.\\])(?:/(?:home|Users|root|work|mnt)/\w|[A-Z]:\\{1,2}Users\\)[^\s\"']*"
@@ -113,7 +147,8 @@ def test_every_option_is_explained() -> None:
         if m.name.startswith("config/"):
             for owner, name, text in documented_fields(m):
                 explained[owner, name] = text
-    for config in (*GROUPS, GenerateConfig):
+    groups = {group for groups in METHOD_GROUPS.values() for group in groups}
+    for config in (*groups, GenerateConfig):
         for item in fields(config):
             text = explained[config.__name__, item.name]
             assert text, f"{config.__name__}.{item.name} has no docstring"
@@ -121,10 +156,32 @@ def test_every_option_is_explained() -> None:
 
 
 def test_every_option_of_a_run_has_a_group_in_the_help() -> None:
-    assert {item.name for item in fields(TrainConfig)} == {*field_names(), "method"}
-    assert len(field_names()) == len(set(field_names()))
+    names = {name for method in METHOD_GROUPS for name in field_names(method)}
+    assert {item.name for item in fields(TrainConfig)} == {*names, "method"}
 
 
-def test_the_flags_of_diffusers_script_are_all_there() -> None:
-    wanted = {flag.removeprefix("--") for flag in DIFFUSERS_FLAGS.split()}
-    assert wanted - set(field_names()) == set()
+@pytest.mark.parametrize("method", METHOD_GROUPS)
+def test_no_option_stands_in_two_groups_of_the_help(method: str) -> None:
+    assert len(field_names(method)) == len(set(field_names(method)))
+
+
+def script_flags(method: str) -> set[str]:
+    return {flag.removeprefix("--") for flag in DIFFUSERS_FLAGS[method].split()}
+
+
+@pytest.mark.parametrize("method", DIFFUSERS_FLAGS)
+def test_the_flags_of_diffusers_script_are_all_there_or_said(method: str) -> None:
+    said = ELSEWHERE.keys() | REFUSED.keys()
+    assert script_flags(method) - set(field_names(method)) - said == set()
+
+
+def test_the_script_of_the_2023_article_lacks_no_flag() -> None:
+    assert script_flags("text_to_image") - set(field_names("text_to_image")) == set()
+
+
+def test_only_flags_that_diffusers_has_and_we_have_not_are_left_out_or_refused() -> None:
+    theirs = set().union(*(script_flags(method) for method in DIFFUSERS_FLAGS))
+    ours = {item.name for item in fields(TrainConfig)}
+    assert (ELSEWHERE.keys() | REFUSED.keys()) - theirs == set()
+    assert (ELSEWHERE.keys() | REFUSED.keys()) & ours == set()
+    assert ELSEWHERE.keys() & REFUSED.keys() == set()

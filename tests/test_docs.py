@@ -18,9 +18,8 @@ from typing import NamedTuple
 
 import pytest
 
-from scumble.config import GenerateConfig
+from scumble.config import METHOD_GROUPS, GenerateConfig
 from scumble.config.files import read_config_file
-from scumble.config.train import field_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -143,7 +142,8 @@ def test_a_block_has_a_language_that_is_looked_at(name: str, block: Block, tmp_p
     if block.language == "toml" and not block.not_run:
         file = tmp_path / "block.toml"
         file.write_text(block.text, "utf-8")
-        read_config_file(file, {*field_names(), *(item.name for item in fields(GenerateConfig))})
+        groups = {GenerateConfig, *(group for groups in METHOD_GROUPS.values() for group in groups)}
+        read_config_file(file, {item.name for group in groups for item in fields(group)})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)

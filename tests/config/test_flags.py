@@ -8,17 +8,11 @@ import pytest
 from scumble.cli import train as train_verb
 from scumble.cli.flags import parse_flags
 from scumble.cli.main import run
-from scumble.config import GROUPS, TrainConfig
+from scumble.config import METHOD_GROUPS, TrainConfig
+from scumble.config.checks import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARES
 from scumble.config.files import read_config_file
-from scumble.config.train import (
-    AT_LEAST_ONE,
-    LOCAL_PATHS,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SHARES,
-    describe,
-    field_names,
-)
+from scumble.config.method_groups import METHOD_DEFAULTS
+from scumble.config.train import LOCAL_PATHS, WORD_LISTS, describe, field_names
 from scumble.errors import UserError
 from scumble.training.methods import METHODS
 
@@ -48,7 +42,9 @@ ARTICLE = [
 
 
 def parse(*words: str) -> dict:
-    return parse_flags(GROUPS, words, "scumble train text_to_image", "test")
+    method = "text_to_image"
+    groups, defaults = METHOD_GROUPS[method], METHOD_DEFAULTS[method]
+    return parse_flags(groups, words, f"scumble train {method}", "test", defaults)
 
 
 def test_the_articles_flags_mean_what_they_say():
@@ -124,9 +120,15 @@ def test_every_ready_configuration_is_valid():
     files.append(ROOT / "src" / "scumble" / "assets" / "demo.toml")
     assert len(files) >= 3
     for file in files:
-        settings = read_config_file(file, field_names())
-        config = TrainConfig(**settings, train_data_dir="pictures")
+        # The file's name begins with the method that it is for.
+        named = (method for method in METHOD_GROUPS if file.stem.startswith(method))
+        method = next(named, "text_to_image")
+        settings = read_config_file(file, field_names(method))
+        if not {"instance_data_dir", "dataset_name"} & set(settings):
+            settings["train_data_dir"] = "pictures"
+        config = TrainConfig(method=method, **settings)
         assert config.changed()
+        assert settings.items() <= config.to_dict().items()
 
 
 def good(**changes: object) -> TrainConfig:
@@ -134,22 +136,34 @@ def good(**changes: object) -> TrainConfig:
     return TrainConfig(**(settings | changes))
 
 
+def with_value(name: str, value: float) -> TrainConfig:
+    """A configuration of the first method that has the option, with this value of it."""
+    method = next(method for method in METHOD_GROUPS if name in field_names(method))
+    return good(method=method, **{name: value})
+
+
 @pytest.mark.parametrize("name", AT_LEAST_ONE)
 def test_counts_below_one_are_refused_by_name(name):
     with pytest.raises(UserError, match=f"--{name} must be at least 1, not 0"):
-        good(**{name: 0})
+        with_value(name, 0)
 
 
 @pytest.mark.parametrize("name", [*NOT_NEGATIVE, *POSITIVE, *SHARES])
 def test_negative_values_are_refused_by_name(name):
-    with pytest.raises(UserError, match=f"--{name}"):
-        good(**{name: -0.5})
+    with pytest.raises(UserError, match=f"--{name} must be .*, not -0.5"):
+        with_value(name, -0.5)
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+def test_nothing_is_not_above_nothing(name):
+    with pytest.raises(UserError, match=f"--{name} must be above 0, not 0"):
+        with_value(name, 0.0)
 
 
 @pytest.mark.parametrize("name", SHARES)
 def test_shares_end_below_one(name):
-    with pytest.raises(UserError, match=f"--{name}"):
-        good(**{name: 1.0})
+    with pytest.raises(UserError, match=f"--{name} must be from 0 to below 1, not 1"):
+        with_value(name, 1.0)
 
 
 def test_pictures_must_come_from_exactly_one_place():
@@ -164,9 +178,26 @@ def test_the_token_is_never_part_of_the_settings():
         assert "secret" not in str(settings)
 
 
-def test_no_path_of_this_machine_is_shared(tmp_path):
-    paths = dict.fromkeys(LOCAL_PATHS, str(tmp_path))
-    assert str(tmp_path) not in str(good(**paths).public())
+@pytest.mark.parametrize("folder", ["train_data_dir", "instance_data_dir"])
+def test_no_path_of_this_machine_is_shared(tmp_path, folder):
+    subject = {
+        "method": "dreambooth",
+        "with_prior_preservation": True,
+        "class_prompt": "a dog",
+        "train_data_dir": None,
+    }
+    others = set(LOCAL_PATHS) - {"train_data_dir", "instance_data_dir"}
+    config = good(**subject | dict.fromkeys({folder, *others}, str(tmp_path)))
+    assert config.changed()[folder] == str(tmp_path)
+    assert str(tmp_path) not in str(config.public())
+
+
+def test_every_folder_is_known_to_be_a_path_of_this_machine():
+    folders = {item.name for item in fields(TrainConfig) if item.name.endswith("_dir")}
+    assert folders <= set(LOCAL_PATHS)
+
+
+def test_a_data_set_on_this_machine_is_shared_by_its_name(tmp_path):
     dataset = good(train_data_dir=None, dataset_name=str(tmp_path)).public()["dataset_name"]
     assert dataset == tmp_path.name
 
@@ -188,12 +219,15 @@ def test_values_that_cannot_be_meant_are_refused_by_name(changes, flag):
         good(**changes)
 
 
-def test_targets_may_be_set_apart_by_commas():
-    assert good(target_modules=("to_q,to_k:8", "to_v")).target_modules == ("to_q", "to_k:8", "to_v")
+@pytest.mark.parametrize("name", WORD_LISTS)
+def test_words_may_be_set_apart_by_commas(name):
+    config = good(train_text_encoder=True, **{name: ("to_q,to_k:8", "to_v")})
+    assert getattr(config, name) == ("to_q", "to_k:8", "to_v")
 
 
-def test_every_method_has_a_verb_and_every_verb_a_method():
-    assert set(train_verb.METHODS) == set(METHODS)
+def test_every_method_has_a_verb_options_and_defaults():
+    for table in (train_verb.METHODS, METHOD_GROUPS, METHOD_DEFAULTS):
+        assert set(table) == set(METHODS)
 
 
 def test_changed_lists_what_differs():
@@ -203,7 +237,8 @@ def test_changed_lists_what_differs():
 
 
 def test_no_two_groups_share_a_name():
-    names = [item.name for group in GROUPS for item in fields(group)]
+    groups = {group for groups in METHOD_GROUPS.values() for group in groups}
+    names = [item.name for group in groups for item in fields(group)]
     assert len(names) == len(set(names))
 
 
@@ -235,9 +270,18 @@ def test_a_misspelt_flag_suggests_the_right_one(capsys):
     assert "learning_rate" in capsys.readouterr().err
 
 
-def test_help_explains_every_flag(capsys):
+@pytest.mark.parametrize("method", METHOD_GROUPS)
+def test_help_explains_every_flag(method, capsys):
     with pytest.raises(SystemExit) as stop:
-        run(["train", "text_to_image", "--help"])
+        run(["train", method, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"--{name}" in text or f"--no_{name}" in text for name in field_names())
+    assert all(f"--{name}" in text or f"--no_{name}" in text for name in field_names(method))
+
+
+def test_help_on_training_lists_every_method(capsys):
+    assert run(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(
+        f"{name} " in text and purpose in text for name, purpose in train_verb.METHODS.items()
+    )

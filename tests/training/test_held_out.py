@@ -79,9 +79,7 @@ def test_the_best_checkpoint_becomes_the_result(
     assert measured == {2: 0.5, 4: 0.3, 6: 0.4}
 
 
-def test_enough_is_enough(
-    make_config: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
-) -> None:
+def test_enough_is_enough(make_config: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     scripted(monkeypatch, [0.5, 0.6, 0.7, 0.1])
     options = {"validation_share": 0.2, "validation_steps": 1, "early_stop": 2}
     result = scumble.train(make_config(**options, max_train_steps=9))

@@ -7,6 +7,7 @@ from scumble import console
 from scumble.cli.flags import parse_flags
 from scumble.config import METHOD_GROUPS, TrainConfig
 from scumble.config.method_groups import METHOD_DEFAULTS
+from scumble.config.train import field_names
 from scumble.errors import UserError
 
 METHODS = {
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"there is no training method '{method}'", hint)
     settings = parse_flags(
         METHOD_GROUPS[method],
-        _without_foreign(arguments[1:]),
+        _without_foreign(method, arguments[1:]),
         f"scumble train {method}",
         METHODS[method],
         METHOD_DEFAULTS[method],
@@ -67,17 +68,23 @@ def main(arguments: Sequence[str]) -> None:
     train(config)
 
 
-def _without_foreign(arguments: Sequence[str]) -> list[str]:
+def _without_foreign(method: str, arguments: Sequence[str]) -> list[str]:
     """Leave out flags of diffusers' scripts that have no counterpart here, saying why.
 
     Raises:
-        UserError: one that would change the result.
+        UserError: one that would change the result, or that another method has.
     """
+    own = field_names(method)
     kept = []
     words = iter(arguments)
     for word in words:
         flag, equals, _ = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else ""
+        having = [other for other in METHODS if name in field_names(other)]
+        if having and name not in own:
+            raise UserError(
+                f"--{name} has no meaning for {method}", f"It belongs to: {', '.join(having)}."
+            )
         if name in REFUSED:
             raise UserError(f"--{name} is not available: {REFUSED[name]}", "Leave it away.")
         if name not in ELSEWHERE:

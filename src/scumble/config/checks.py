@@ -141,6 +141,11 @@ def _contradictions(config: "TrainConfig") -> Iterator[tuple[str, str]]:
             "the new word needs a word to start from",
             "Name one that the model knows and that comes near: --initializer_token dog.",
         )
+    if config.learnable_property is not None and config.instance_prompt is not None:
+        yield (
+            "--learnable_property and --instance_prompt both say how pictures are captioned",
+            "Give one of them.",
+        )
     if config.method == "full" and config.mixed_precision in ("fp16", "bf16"):
         yield (
             f"full fine-tuning needs every weight in fp32, not {config.mixed_precision}",
@@ -208,10 +213,23 @@ def _idle(config: "TrainConfig") -> Iterator[tuple[str, str]]:
         )
 
 
+PICTURE_OPTIONS = (
+    "class_data_dir",
+    "num_class_images",
+    "sample_batch_size",
+    "prior_generation_precision",
+)
+PRIOR_OPTIONS = ("class_prompt", "prior_from", "prior_loss_weight", *PICTURE_OPTIONS)
+
+
+def _default(config: "TrainConfig", name: str) -> object:
+    return next(item.default for item in fields(config) if item.name == name)
+
+
 def _prior(config: "TrainConfig") -> Iterator[tuple[str, str]]:
     if not config.with_prior_preservation:
-        for name in ("class_prompt", "class_data_dir"):
-            if getattr(config, name) is not None:
+        for name in PRIOR_OPTIONS:
+            if getattr(config, name) != _default(config, name):
                 yield (
                     f"--{name} has no effect without --with_prior_preservation",
                     "Add --with_prior_preservation.",
@@ -228,11 +246,12 @@ def _prior(config: "TrainConfig") -> Iterator[tuple[str, str]]:
             "Add --class_data_dir FOLDER (they are drawn into it), or do without them: "
             "--prior_from base.",
         )
-    if config.prior_from == "base" and config.class_data_dir is not None:
-        yield (
-            "--class_data_dir has no effect with --prior_from base",
-            "Leave one of them away.",
-        )
+    for name in PICTURE_OPTIONS:
+        if config.prior_from == "base" and getattr(config, name) != _default(config, name):
+            yield (
+                f"--{name} has no effect with --prior_from base, which needs no pictures",
+                "Leave one of them away.",
+            )
 
 
 def _own(config: "TrainConfig") -> set[str]:

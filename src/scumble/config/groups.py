@@ -76,8 +76,8 @@ class DataFields:
     """Learn only what the white of a mask shows: fox.mask.png beside fox.png, of the same size. For
     subjects that are always seen on the same ground."""
     unmasked_weight: float = 0.0
-    """How much the black of a mask still counts, from 0 to 1; about 0.1 keeps the surroundings from
-    drifting."""
+    """How much the black of a mask still counts, from 0 to below 1; about 0.1 keeps the
+    surroundings from drifting."""
     dataloader_num_workers: int = 0
     """Threads that decode pictures while they are checked and encoded; training itself needs
     none."""
@@ -113,6 +113,12 @@ class AdapterFields:
     """Layers to adapt, as ends of module names: to_q attn2.to_k down_blocks.*.ff.net.0.proj, each
     with :rank or :rank:alpha behind it if it should differ. The attention layers to_q to_k to_v
     to_out.0 if not given."""
+    layer_learning_rates: tuple[str, ...] = ()
+    """Other rates for some layers, as ends of module names with a rate behind each:
+    down_blocks.*:5e-5 mid_block.*:2e-4. The last that matches decides."""
+    lora_plus_ratio: float = 1.0
+    """The matrices that start from zero learn so many times faster (LoRA+, arXiv:2402.12354); 8 to
+    16 often learns faster, with a lower learning rate."""
 
 
 @dataclass(kw_only=True)
@@ -122,12 +128,6 @@ class OptimizerFields:
     learning_rate: float | None = None
     """Step size: 1e-4 for adapters, 5e-4 for the rows of textual inversion, 1e-5 for full
     fine-tuning. Lower it when the samples turn garish, raise it when nothing changes."""
-    layer_learning_rates: tuple[str, ...] = ()
-    """Other rates for some layers, as ends of module names with a rate behind each:
-    down_blocks.*:5e-5 mid_block.*:2e-4. The last that matches decides."""
-    lora_plus_ratio: float = 1.0
-    """The matrices that start from zero learn so many times faster (LoRA+, arXiv:2402.12354); 8 to
-    16 often learns faster, with a lower learning rate."""
     scale_lr: bool = False
     """Multiply the learning rate by batch size, accumulation and number of processes."""
     lr_scheduler: Literal[

@@ -16,6 +16,7 @@ from scumble.config.groups import (
     ValidationFields,
 )
 from scumble.config.method_groups import (
+    METHOD_DEFAULTS,
     METHOD_GROUPS,
     PivotFields,
     SubjectFields,
@@ -94,12 +95,12 @@ class TrainConfig(
         return bool(self.validation_share) or self.validation_data_dir is not None
 
     def changed(self) -> dict[str, Any]:
-        """The settings that differ from the defaults, by flag name, secrets left out."""
+        """The settings that differ from the method's defaults, by flag name, secrets left out."""
+        defaults = {f.name: f.default for f in fields(self)} | METHOD_DEFAULTS[self.method]
         return {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.name not in SECRETS
-            and (field.default is MISSING or getattr(self, field.name) != field.default)
+            name: getattr(self, name)
+            for name, default in defaults.items()
+            if name not in SECRETS and (default is MISSING or getattr(self, name) != default)
         }
 
     def public(self) -> dict[str, Any]:

@@ -91,13 +91,7 @@ def row_group(
 
 
 def model_group(name: str, model: nn.Module, config: TrainConfig) -> ParameterGroup:
-    """A whole model, at one rate.
-
-    Raises:
-        UserError: rates for single layers, which only adapters have.
-    """
-    if config.layer_learning_rates:
-        raise UserError("--layer_learning_rates is for adapters, not for full fine-tuning")
+    """A whole model, at one rate."""
     parameters = tuple(model.parameters())
     return ParameterGroup(name, parameters, _given(config.learning_rate), config.adam_weight_decay)
 

@@ -42,8 +42,8 @@ def start_trackers(accelerator: Any, config: TrainConfig) -> None:
     if config.report_to is None:
         return
     settings = config.to_dict()
-    settings["target_modules"] = " ".join(config.target_modules)
-    settings = {key: "" if value is None else value for key, value in settings.items()}
+    lists = {key: " ".join(value) for key, value in settings.items() if isinstance(value, list)}
+    settings = {k: "" if v is None else v for k, v in (settings | lists).items()}
     try:
         accelerator.init_trackers(PROJECT_NAME, config=settings)
     except Exception as error:
