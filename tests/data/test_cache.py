@@ -96,6 +96,12 @@ class TestStore:
         assert same(store.get(KEY))
         assert store.get(content_key("another")) is None
 
+    def test_what_must_be_there_is_or_it_is_said(self, store):
+        store.put(KEY, TENSORS, "a.png")
+        assert same(store.require(KEY))
+        with pytest.raises(UserError, match="has gone from the cache"):
+            store.require(content_key("another picture"))
+
     def test_the_store_owns_its_tensors(self, store):
         batch = torch.ones(4, 2)
         store.put(KEY, {"mean": batch[0]}, "a.png")

@@ -289,6 +289,18 @@ class TestHuggingFace:
         assert [example.captions for example in source] == [()] * 3
         assert [example.read() for example in list(source)[:2]] == pictures
 
+    def test_a_missing_caption_column_is_no_matter_where_none_is_needed(
+        self, parquet, open_dataset
+    ):
+        name, _ = parquet
+        with pytest.raises(UserError, match="--caption_column"):
+            open_dataset(name, image_column="picture")
+        source = open_dataset(name, image_column="picture", needs_captions=False)
+        assert [example.captions for example in source] == [()] * 3
+        options = {"image_column": "picture", "caption_column": "captions"}
+        source = open_dataset(name, **options, needs_captions=False)
+        assert [example.captions for example in source] == [("a", "b"), ("c",), ()]
+
     def test_a_split_can_be_cut(self, parquet, tmp_path):
         columns = {"image_column": "picture", "caption_column": "captions"}
         cache_dir = str(tmp_path / "cache")
