@@ -17,6 +17,9 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from scumble.formats.files import adapter_file
+from scumble.training.methods import METHODS as TRAINING_METHODS
+
 CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
@@ -24,6 +27,20 @@ CLASSES = {
     "tokenizer": ("transformers", "CLIPTokenizer"),
     "scheduler": ("diffusers", "DDIMScheduler"),
 }
+
+
+WORD = ["--placeholder_token", "<glow>", "--initializer_token", "light", "--num_vectors", "2"]
+WORD += ["--learnable_property", "object"]
+CLASS = ["--with_prior_preservation", "--prior_from", "base", "--class_prompt", "a light"]
+METHODS = {
+    "text_to_image": [],
+    "text_to_image_text_encoder": ["--train_text_encoder"],
+    "dreambooth": [],
+    "dreambooth_prior_base": CLASS,
+    "textual_inversion": WORD,
+    "pivotal_tuning": WORD,
+}
+"""Case -> its flags; the longest method that its name begins with is trained."""
 
 
 def build_base(folder: Path) -> None:
@@ -63,11 +80,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--mixed_precision", default="no")
+    parser.add_argument("--case", choices=METHODS, default="text_to_image")
     options = parser.parse_args()
     build_base(options.work / "base")
     make_pictures(options.work / "pictures")
     output = options.work / f"run_{time.time():.0f}"
-    command = [sys.executable, "-m", "scumble", "train", "text_to_image"]
+    method = next(m for m in TRAINING_METHODS if options.case.startswith(m))
+    command = [sys.executable, "-m", "scumble", "train", method, *METHODS[options.case]]
     command += ["--pretrained_model_name_or_path", str(options.work / "base")]
     command += ["--train_data_dir", str(options.work / "pictures"), "--center_crop"]
     command += ["--output_dir", str(output), "--train_batch_size", "1", "--no_before_after"]
@@ -76,15 +95,19 @@ def main() -> None:
     started = time.monotonic()
     subprocess.run(command, check=True)
     seconds = time.monotonic() - started
-    with safe_open(output / "pytorch_lora_weights.safetensors", framework="pt") as file:
+    weights = adapter_file(output)
+    with safe_open(weights, framework="pt") as file:
         shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+    state = output / f"checkpoint-{options.steps}" / "training_state.pt"
     log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     result = {
+        "case": options.case,
         "resolution": options.resolution,
         "mixed_precision": options.mixed_precision,
         "tensors": len(shapes),
         "parameters": sum(rows * columns for rows, columns in shapes),
-        "file_mb": (output / "pytorch_lora_weights.safetensors").stat().st_size / 1e6,
+        "file_mb": weights.stat().st_size / 1e6,
+        "training_state_mb": state.stat().st_size / 1e6,
         "peak_memory_gib": json.loads((output / "run.json").read_text())["peak_memory_mib"] / 1024,
         "last_step_s": log[-1]["elapsed_s"] - log[-2]["elapsed_s"] if len(log) > 1 else None,
         "whole_command_s": round(seconds, 1),
