@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -60,3 +61,22 @@ def test_files_hold_the_average_and_checkpoints_both(make_config: Any, tmp_path:
     saved = {tensor.sum().item() for tensor in load_file(folder / WEIGHTS).values()}
     assert saved == {tensor.sum().item() for tensor in state["average"].values()}
     assert saved == {tensor.sum().item() for tensor in averaged.values()}
+
+
+def test_a_run_cut_off_at_its_end_still_leaves_the_average(
+    make_config: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    config = make_config(ema_decay=0.9)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scumble.training.run._finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scumble.train(config)
+    config.resume_from_checkpoint = "latest"
+    scumble.train(config)
+    scumble.train(make_config(ema_decay=0.9, output_dir=str(tmp_path / "whole")))
+    parts, whole = load_file(tmp_path / "out" / WEIGHTS), load_file(tmp_path / "whole" / WEIGHTS)
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)

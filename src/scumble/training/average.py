@@ -56,6 +56,6 @@ class Average:
 
 @torch.no_grad()
 def copy_into(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-    """Copy values into the parameters of the same names."""
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])
+    """Copy values into the parameters of the same names; the other parameters stay."""
+    for name, value in values.items():
+        parameters[name].copy_(value)

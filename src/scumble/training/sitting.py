@@ -50,7 +50,7 @@ class Sitting:
         self.state = state or {}
         self.folder = Path(config.output_dir)
         self.done = checkpoint.step if checkpoint else 0
-        self.saved = self.done
+        self.saved = self.resumed_at = self.done
         self.total = sum(phase.max_steps for phase in phases)
         self.writer = CheckpointWriter(config, workshop.gathered.digest())
         if workshop.runtime.is_main:
@@ -86,6 +86,9 @@ class Sitting:
                         self._train_phase(phase, self.done - phase.first_step, stop)
             finally:
                 self.journal.close()
+        if self.done == self.resumed_at and "average" in self.state:
+            # Nothing was left to train: what is kept is still in the checkpoint.
+            copy_into(self.taught.named_parameters(), self.state["average"])
         self._take_best()
         for phase in self.phases:
             phase.at_rest()
