@@ -93,6 +93,11 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("dreambooth", {**PRIOR, "class_prompt": None}, "needs the class in words"),
     ("dreambooth", {**PRIOR, "class_data_dir": None}, "needs a folder for the class pictures"),
+    (
+        "dreambooth",
+        {**BASE_PRIOR, "instance_prompt": "a dog"},
+        "--class_prompt and --instance_prompt are the same",
+    ),
     *(
         (
             "dreambooth",

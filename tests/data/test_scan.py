@@ -159,7 +159,7 @@ class TestCaptions:
         add_picture("b.png", colour=(1, 1, 1))
         pictures, report = look(default_captions=["one", "two"])
         assert [picture.captions for picture in pictures] == [("own",), ("one", "two")]
-        assert report.notes == ["2 default captions: used by 1 picture, own captions by 1"]
+        assert report.notes == ["2 ready captions: used by 1 picture, own captions by 1"]
 
     def test_the_report_counts_who_uses_the_default_if_there_was_a_choice(self, add_picture, look):
         add_picture("a.png")
@@ -167,11 +167,11 @@ class TestCaptions:
         add_picture("b.png", "own")
         add_picture("c.png", "")
         notes = look(default_captions=["x"])[1].notes
-        assert notes == ["the default caption: used by 2 pictures, own captions by 1"]
+        assert notes == ["the one caption for all: used by 2 pictures, own captions by 1"]
         add_picture("a.png", "own")
         add_picture("c.png", "own")
         notes = look(default_captions=["x"])[1].notes
-        assert notes == ["the default caption: used by 0 pictures, own captions by 3"]
+        assert notes == ["the one caption for all: used by 0 pictures, own captions by 3"]
         assert look()[1].notes == []
 
     def test_own_captions_can_be_ignored_and_the_report_says_how_many(
@@ -186,7 +186,7 @@ class TestCaptions:
         pictures, report = look(default_captions=["x", "y"], own_captions=False)
         assert [picture.captions for picture in pictures] == [("x", "y")] * 4
         assert report.lines()[1:] == [
-            "3 captions found but ignored: all pictures use 2 default captions"
+            "3 captions found but ignored: all pictures use 2 ready captions"
         ]
 
     def test_ignoring_all_captions_without_another_is_an_error(self, add_picture, look):
@@ -278,7 +278,7 @@ class TestReport:
         pictures.close()
         assert report.notes == [
             "masks without a picture: lost.mask.png",
-            "the default caption: used by 0 pictures, own captions by 1",
+            "the one caption for all: used by 0 pictures, own captions by 1",
         ]
 
     def test_progress_counts_every_file(self, add_picture, look):

@@ -47,10 +47,11 @@ def test_held_out_pictures_are_not_learnt(make_config: Any) -> None:
     assert len(train | held_out) == 6
 
 
-def test_a_folder_to_measure_on(make_config: Any, pictures: Path) -> None:
+def test_a_folder_to_measure_on(make_config: Any, pictures: Path, capsys: Any) -> None:
     config = make_config(validation_data_dir=str(pictures))
     gathered = open_workshop(config, prepare_runtime(config)).gathered
     assert len(gathered.held_out.examples) == len(gathered.train.examples) == 6
+    assert "6 pictures to measure on that are learnt too" in capsys.readouterr().out
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
@@ -74,6 +75,7 @@ def test_the_best_checkpoint_becomes_the_result(
     record = json.loads((out / "run.json").read_text())
     assert (record["best_step"], record["held_out_loss"], record["steps"]) == (4, 0.3, 6)
     assert "the result is that of step 4" in capsys.readouterr().out
+    assert "trained for 4 steps" in (out / "README.md").read_text()
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     measured = {e["step"]: e["held_out_loss"] for e in entries if "held_out_loss" in e}
     assert measured == {2: 0.5, 4: 0.3, 6: 0.4}

@@ -17,6 +17,7 @@ from scumble.training.methods import METHODS
 from scumble.training.optimizers import Update
 from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
+from scumble.training.words import trigger_phrase
 
 CLASS = {"with_prior_preservation": True, "class_prompt": "a circle", "prior_loss_weight": 0.7}
 
@@ -231,3 +232,17 @@ def test_the_instance_prompt_serves_pictures_without_captions(subject: Any, pict
     examples = open_workshop(config, prepare_runtime(config)).gathered.train.examples
     assert examples[0].captions == ("a sks blob",)
     assert examples[1].captions == ("a green circle at night",)
+
+
+def test_the_subject_is_not_taken_for_its_class(
+    subject: Any, with_pictures: Any, pictures: Path
+) -> None:
+    with pytest.raises(UserError, match="pictures of the subject are among those of its class"):
+        scumble.train(subject(**{**with_pictures, "class_data_dir": str(pictures)}))
+
+
+def test_a_prompt_that_no_picture_used_is_no_trigger(subject: Any, pictures: Path) -> None:
+    config = subject(instance_prompt="a sks blob")
+    assert trigger_phrase(open_workshop(config, prepare_runtime(config))) is None
+    (pictures / "0.txt").unlink()
+    assert trigger_phrase(open_workshop(config, prepare_runtime(config))) == "a sks blob"

@@ -153,7 +153,8 @@ def test_the_pivot_stands_where_it_is_put(make_config: Any) -> None:
         ({"placeholder_token": "<my blob>"}, "is not one word"),
         ({"initializer_token": "purple elephant"}, "is not one token"),
         ({"initializer_token": ""}, "is not one token"),
-        ({"learnable_property": None}, "does not contain <blob>"),
+        ({"num_vectors": 20}, "--num_vectors 20 leaves no room"),
+        ({"learnable_property": None}, "6 captions without <blob>: 0.png, 1.png"),
         ({"method": "pivotal_tuning", "max_train_steps": 1}, "--pivot 0.5 leaves no step"),
     ],
 )
@@ -183,6 +184,28 @@ def test_ready_captions_all_have_the_word(make_config: Any) -> None:
 
 
 def test_words_for_people(make_config: Any) -> None:
-    config = make_config(**WORD, method="textual_inversion")
-    assert in_plain_words(config, "a <blob> at night") == "a circle at night"
-    assert trigger_phrase(config) == "a picture of <blob>"
+    workshop, _ = begin(make_config(**WORD, method="textual_inversion"))
+    assert in_plain_words(workshop.config, "a <blob> at night") == "a circle at night"
+    assert trigger_phrase(workshop) == "a picture of <blob>"
+
+
+def test_a_caption_is_only_called_cut_when_it_is(make_config: Any, capsys: Any) -> None:
+    options = WORD | {"num_vectors": 8}
+    scumble.train(make_config(**options, method="textual_inversion", max_train_steps=1))
+    assert "caption cut" not in capsys.readouterr().out
+
+
+def test_a_sample_prompt_without_the_word_is_said(make_config: Any, capsys: Any) -> None:
+    options = {"validation_prompt": "a star", "max_train_steps": 1}
+    scumble.train(make_config(**WORD, **options, method="textual_inversion"))
+    assert "--validation_prompt does not contain <blob>" in capsys.readouterr().out
+
+
+def test_the_pivot_stays_where_it_was(make_config: Any, tmp_path: Path) -> None:
+    options = {"method": "pivotal_tuning", "checkpointing_steps": 2}
+    scumble.train(make_config(**WORD, **options))
+    record = (tmp_path / "out" / "run.json").read_text()
+    again = {"resume_from_checkpoint": "checkpoint-2", "pivot": 0.25}
+    with pytest.raises(UserError, match="phase 'word', and step 2 belongs to 'adapters' now"):
+        scumble.train(make_config(**WORD, **options, **again))
+    assert (tmp_path / "out" / "run.json").read_text() == record

@@ -233,7 +233,7 @@ def check_free(
         if token in owners:
             raise UserError(
                 f"'{token}' comes with both '{owners[token]}' and '{name}'",
-                f"Unload '{owners[token]}' first.",
+                "Use one of them at a time.",
             )
         for string in token_strings(token, count):
             if strings.count(string) > 1 or _is_known(tokenizer, string, vocabulary):

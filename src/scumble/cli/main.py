@@ -20,7 +20,12 @@ EXIT_USER_ERROR, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit: 0 done, 1 a user's error, 2 bad usage, 130 interrupted."""
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    try:
+        sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    except BrokenPipeError:
+        # Whoever read the output has read enough, as in `scumble train full --help | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -240,6 +240,11 @@ def _prior(config: "TrainConfig") -> Iterator[tuple[str, str]]:
             "--with_prior_preservation needs the class in words",
             'Add --class_prompt, such as "a photo of a dog".',
         )
+    elif config.class_prompt == config.instance_prompt:
+        yield (
+            "--class_prompt and --instance_prompt are the same: the class would become the subject",
+            "Give the subject a rare word of its own: a photo of sks dog.",
+        )
     if config.prior_from == "images" and config.class_data_dir is None:
         yield (
             "--with_prior_preservation needs a folder for the class pictures",

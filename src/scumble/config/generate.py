@@ -60,6 +60,8 @@ class GenerateConfig:
             raise UserError(f"--num_inference_steps must be at most {MAX_INFERENCE_STEPS}")
         if not math.isfinite(self.guidance_scale):
             raise UserError(f"--guidance_scale must be a finite number, not {self.guidance_scale}")
+        if self.compare and not self.adapter:
+            raise UserError("--compare needs an adapter to compare with the base", "Add --adapter.")
         if self.pretrained_model_name_or_path is None and not self.adapter:
             raise UserError(
                 "neither a base model nor an adapter is named",

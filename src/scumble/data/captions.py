@@ -111,7 +111,7 @@ class CaptionRules:
     def notes(self) -> list[str]:
         """Say where captions came from, if there was a choice."""
         one = len(self.default) == 1
-        defaults = "the default caption" if one else f"{len(self.default)} default captions"
+        defaults = "the one caption for all" if one else f"{len(self.default)} ready captions"
         if self._ignored:
             ignored = counted(self._ignored, "caption")
             return [f"{ignored} found but ignored: all pictures use {defaults}"]

@@ -128,11 +128,17 @@ def locate(
     return BaseModel(name, location, pipeline_class, revision, variant, prediction_type, cache_dir)
 
 
+def _below(folder: Path) -> str:
+    """Where it is instead, as after full fine-tuning."""
+    found = next(folder.glob("*/model_index.json"), None)
+    return f": {found.parent}" if found else ""
+
+
 def _pipeline_class(index: Path, name: str) -> str:
     if not index.is_file():
         raise UserError(
             f"the folder {name} holds no model_index.json, so it is no base model",
-            "Give the folder that has model_index.json in it.",
+            f"Give the folder that has model_index.json in it{_below(index.parent)}.",
         )
     try:
         return str(json.loads(index.read_text("utf-8"))["_class_name"])

@@ -62,7 +62,7 @@ def adapter_file(source: str | Path) -> Path:
         for other in sorted(path.iterdir()) if not files else ():
             _refuse_pickled(other)
         found = "several .safetensors files" if files else "no .safetensors file"
-        raise UserError(f"the folder {path} holds {found}", "Name the adapter file itself.")
+        raise UserError(f"the folder {path} holds {found}", _hint(path))
     if not path.is_file():
         raise UserError(
             f"there is no adapter at {path}",
@@ -70,6 +70,21 @@ def adapter_file(source: str | Path) -> Path:
         )
     _refuse_pickled(path)
     return path
+
+
+def _hint(folder: Path) -> str:
+    """What else a folder without one adapter may be."""
+    for model in (folder, folder / "model"):
+        if (model / "model_index.json").is_file():
+            return f"It holds a whole model: --pretrained_model_name_or_path {model}."
+    steps = {
+        int(path.name.partition("-")[2]): path
+        for path in folder.glob("checkpoint-*")
+        if path.name.partition("-")[2].isdigit()
+    }
+    if steps:
+        return f"The run in it is not finished; its newest checkpoint is {steps[max(steps)]}."
+    return "Name the adapter file itself."
 
 
 def read_adapter(path: str | Path, key_names: KeyNames) -> AdapterWeights:

@@ -81,7 +81,7 @@ def render_card(facts: CardFacts) -> str:
         header["widget"] = [{"text": text, "output": {"url": url}} for text, url in shown]
     template = (files("scumble.hub") / "model_card.md").read_text("utf-8")
     base, on_hub = facts.base_model, "/" in facts.base_model
-    settings = [f"| `{flag}` | {_cell(value)} |" for flag, value in facts.settings.items()]
+    settings = [f"| `{flag}` | `{_cell(value)}` |" for flag, value in facts.settings.items()]
     body = template.format(
         name=facts.name,
         kind=facts.kind,
@@ -111,4 +111,6 @@ def _load_lines(facts: CardFacts) -> str:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        value = " ".join(map(str, value))
     return " ".join(str(value).split()).replace("|", "\\|")

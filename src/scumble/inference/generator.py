@@ -206,6 +206,8 @@ def prepare_pipeline(config: GenerateConfig) -> tuple[Any, list[AdapterWeights]]
         load_adapter(pipeline, weights, name=f"{number + 1}: {source}", strength=strength)
         for line in describe(weights, (*config.prompt, config.negative_prompt)):
             console.say(line)
+        if weights.tokens and strength != 1:
+            console.say(f":{strength:g} is for low-rank parts; a learned word has no strength.")
     return pipeline.to(device), loaded
 
 

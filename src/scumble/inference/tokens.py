@@ -93,7 +93,12 @@ def describe(weights: AdapterWeights, prompts: Collection[str]) -> list[str]:
         f'"{token}" is a learned token ({count} vector{"s" * (count > 1)})'
         for token, count in vector_counts(weights).items()
     ]
-    if weights.metadata.get("trigger_phrase"):
+    if weights.metadata.get("initializer_token") and not weights.tokens:
+        lines.append(
+            "This file holds the adapter without the word that it was trained with: load the "
+            "folder, or scumble_adapter.safetensors."
+        )
+    elif weights.metadata.get("trigger_phrase"):
         lines.append(f'trigger phrase: "{weights.metadata["trigger_phrase"]}"')
     text = "\n".join(prompts).lower()
     if weights.tokens and not any(token.lower() in text for token in weights.tokens):

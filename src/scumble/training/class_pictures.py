@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,24 +67,48 @@ def _complete(
     family.load(parts, family.components, dtype)
     pipeline = build_pipeline(family, parts).to(runtime.device)
     pipeline.set_progress_bar_config(disable=True)
-    sampling = Sampling(config.num_inference_steps, config.guidance_scale)
     kept = {name: drawn[name] for name in intact}
-    with console.progress(len(missing), "drawing the class", unit="picture") as bar:
-        for start in range(0, len(missing), config.sample_batch_size):
-            names = missing[start : start + config.sample_batch_size]
-            seeds = [_seed(name) for name in names]
-            prompts = [config.class_prompt or ""] * len(names)
-            images = draw_together(pipeline, prompts, seeds, sampling)
-            for name, image in zip(names, images, strict=True):
-                buffer = io.BytesIO()
-                image.save(buffer, format="PNG")
-                write_atomically(folder / name, buffer.getvalue())
-                kept[name] = hashlib.sha256(buffer.getvalue()).hexdigest()
-                bar.update()
-            _write_manifest(folder, origin, kept)
+
+    def keep(digests: dict[str, str]) -> None:
+        kept.update(digests)
+        _write_manifest(folder, origin, kept)
+
+    try:
+        _draw(pipeline, config, missing, folder, keep)
+    except KeyboardInterrupt:
+        console.say(
+            f"{len(kept)} of {len(wanted)} class pictures are drawn and kept in {folder}; the same "
+            "command goes on"
+        )
+        raise
     del pipeline, parts
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def _draw(
+    pipeline: Any,
+    config: TrainConfig,
+    names: Sequence[str],
+    folder: Path,
+    keep: Callable[[dict[str, str]], None],
+) -> None:
+    """Draw pictures batch by batch; `keep` is told of name -> sha256 after each."""
+    sampling = Sampling(config.num_inference_steps, config.guidance_scale)
+    with console.progress(len(names), "drawing the class", unit="picture") as bar:
+        for start in range(0, len(names), config.sample_batch_size):
+            batch = names[start : start + config.sample_batch_size]
+            seeds = [_seed(name) for name in batch]
+            prompts = [config.class_prompt or ""] * len(batch)
+            digests = {}
+            images = draw_together(pipeline, prompts, seeds, sampling)
+            for name, image in zip(batch, images, strict=True):
+                buffer = io.BytesIO()
+                image.save(buffer, format="PNG")
+                write_atomically(folder / name, buffer.getvalue())
+                digests[name] = hashlib.sha256(buffer.getvalue()).hexdigest()
+                bar.update()
+            keep(digests)
 
 
 def _drawn(folder: Path, origin: dict[str, Any]) -> dict[str, str]:

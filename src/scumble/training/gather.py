@@ -14,6 +14,7 @@ from scumble.data.cache import TensorStore
 from scumble.data.scan import Picture, ScanReport, scan
 from scumble.data.sources import Source, huggingface_dataset, image_folder
 from scumble.data.templates import TEMPLATES
+from scumble.data.wording import counted, listed
 from scumble.errors import UserError
 from scumble.families import Components, Family
 from scumble.randomness import generator
@@ -65,7 +66,7 @@ def gather_data(
     sizes = training_sizes(config, family, components)
     source = open_source(config)
     report = ScanReport(buckets=sizes)
-    found = _scan(source, report, config)
+    found = _require_word(_scan(source, report, config), config)
     pictures: Iterable[Picture] = found
     held_out: list[Picture] = []
     if not source.streaming:
@@ -73,9 +74,9 @@ def gather_data(
         _say(report)
         pictures, held_out = _hold_out(kept, config)
     if config.validation_data_dir is not None:
-        console.say(f"to measure on: {config.validation_data_dir}")
         held_out = _scan_folder(config.validation_data_dir, config, sizes)
-    class_pictures = _class_pictures(config, family, components, runtime, sizes)
+        _say_overlap(pictures, held_out)
+    class_pictures = _class_pictures(config, family, components, runtime, sizes, pictures)
 
     vae = family.components[-1]
     family.load(components, [vae], encoder_dtype(runtime.dtype))
@@ -158,19 +159,26 @@ def _scan(source: Source, report: ScanReport, config: TrainConfig) -> Iterator[P
             workers=config.dataloader_num_workers,
             progress=lambda looked_at: bar.update(looked_at - bar.n),
         ):
-            _require_word(picture, config)
             yield picture
             if source.streaming and report.used == config.max_train_samples:
                 return
 
 
-def _require_word(picture: Picture, config: TrainConfig) -> None:
-    """Refuse captions that would teach the new word nothing."""
+def _require_word(pictures: Iterable[Picture], config: TrainConfig) -> Iterator[Picture]:
+    """Refuse captions that would teach the new word nothing, all at once.
+
+    Raises:
+        UserError: naming the pictures.
+    """
     word = config.placeholder_token
-    lacking = [caption for caption in picture.captions if word is not None and word not in caption]
+    lacking = []
+    for picture in pictures:
+        if word is not None and any(word not in caption for caption in picture.captions):
+            lacking.append(picture.id)
+        yield picture
     if lacking:
         raise UserError(
-            f"the caption of {picture.id} does not contain {word}: '{lacking[0]}'",
+            f"{counted(len(lacking), 'caption')} without {word}: {listed(lacking, limit=20)}",
             "Put the new word into every caption, or use ready captions about it: "
             "--learnable_property object (or style).",
         )
@@ -179,11 +187,23 @@ def _require_word(picture: Picture, config: TrainConfig) -> None:
 def _scan_folder(
     folder: str, config: TrainConfig, sizes: Sequence[tuple[int, int]]
 ) -> list[Picture]:
+    console.say(f"to measure on: {folder}")
     report = ScanReport(buckets=sizes)
     source = image_folder(Path(folder).expanduser(), config.caption_column)
-    pictures = list(_scan(source, report, config))
+    pictures = list(_require_word(_scan(source, report, config), config))
     _say(report)
     return pictures
+
+
+def _say_overlap(train: Iterable[Picture], held_out: Sequence[Picture]) -> None:
+    if isinstance(train, list):
+        learnt = {picture.sha256 for picture in train}
+        both = [picture.id for picture in held_out if picture.sha256 in learnt]
+        if both:
+            console.say(
+                f"{counted(len(both), 'picture')} to measure on that are learnt too, so that the "
+                f"measurement flatters: {listed(both)}"
+            )
 
 
 def _class_pictures(
@@ -192,8 +212,13 @@ def _class_pictures(
     components: Components,
     runtime: Runtime,
     sizes: Sequence[tuple[int, int]],
+    subject: Iterable[Picture],
 ) -> list[Picture]:
-    """The pictures of the class, each with the class prompt; what lacks is drawn first."""
+    """The pictures of the class, each with the class prompt; what lacks is drawn first.
+
+    Raises:
+        UserError: pictures of the subject are among them.
+    """
     if not config.with_prior_preservation or config.prior_from != "images":
         return []
     assert config.class_data_dir is not None, "the configuration has checked it"
@@ -211,6 +236,14 @@ def _class_pictures(
     )
     pictures = list(found)
     _say(report)
+    own = {picture.sha256 for picture in subject} if isinstance(subject, list) else set()
+    both = [picture.id for picture in pictures if picture.sha256 in own]
+    if both:
+        raise UserError(
+            f"pictures of the subject are among those of its class in {folder}: {listed(both)}",
+            "They would teach that the class looks like the subject. Name another "
+            "--class_data_dir.",
+        )
     return pictures
 
 

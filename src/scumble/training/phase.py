@@ -23,6 +23,11 @@ class SampleLoss(Protocol):
         """Name one sample and its noise level, for a message about it."""
 
 
+def phase_name(phases: Sequence["Phase"], done: int) -> str:
+    """The phase that the last of the steps done belongs to."""
+    return next(p.name for p in phases if done <= p.first_step + p.max_steps)
+
+
 @dataclass(frozen=True)
 class Dropouts:
     """What is switched off while training, and the seed of the draws.

@@ -61,7 +61,7 @@ def adapter_groups(
     several = {component for component, _ in grouped if _count(grouped, component) > 1}
     return [
         ParameterGroup(
-            f"{component} {rate:.3g}" if component in several else component,
+            f"{component} at {rate:.3g}" if component in several else component,
             tuple(parameters),
             rate,
             config.adam_weight_decay,

@@ -9,7 +9,6 @@ from pathlib import Path
 from PIL.Image import Image
 
 from scumble import console
-from scumble.config import TrainConfig
 from scumble.errors import UserError, first_line
 from scumble.formats import AdapterWeights, write_adapter
 from scumble.formats.container import write_atomically
@@ -57,7 +56,7 @@ def adapter_weights(workshop: Workshop, taught: Taught) -> AdapterWeights:
         for word in sorted(words)
     }
     metadata = {"base_model": workshop.components.base.public_name}
-    phrase = trigger_phrase(config)
+    phrase = trigger_phrase(workshop)
     if phrase is not None:
         metadata["trigger_phrase"] = phrase
     if config.initializer_token is not None:
@@ -163,7 +162,7 @@ def write_card(
         steps=steps,
         pictures=len(workshop.gathered.train.examples),
         versions=versions(),
-        instance_prompt=trigger_phrase(config),
+        instance_prompt=trigger_phrase(workshop),
         adapter=WEIGHT_NAME if taught.adapters else None,
         words=EMBEDS_NAME if taught.rows else None,
         model=MODEL_NAME if taught.models else None,
@@ -171,16 +170,18 @@ def write_card(
     write_atomically(folder / "README.md", render_card(facts).encode())
 
 
-def report_files(result: Path, folder: Path, config: TrainConfig) -> None:
+def report_files(workshop: Workshop, result: Path, folder: Path) -> None:
     """Say what lies where, for a run that is done."""
     files = [path for path in result.rglob("*") if path.is_file()] or [result]
-    size_mb = sum(path.stat().st_size for path in files) / 1e6
-    what = "model" if result.is_dir() else "adapter"
-    console.say(f"\n{what + ':':8} {result} ({size_mb:.2f} MB)")
+    size_kb = sum(path.stat().st_size for path in files) / 1e3
+    size = f"{size_kb / 1e3:.2f} MB" if size_kb >= 100 else f"{size_kb:.1f} kB"
+    what = {MODEL_NAME: "model", EMBEDS_NAME: "word"}.get(result.name, "adapter")
+    console.say(f"\n{what + ':':8} {result} ({size})")
     for name in (WEIGHT_NAME, EMBEDS_NAME, "before_after.png", "loss_curve.png", "README.md"):
         if (folder / name).is_file() and folder / name != result:
             console.say(f"         {folder / name}")
-    words = trigger_phrase(config) or "..."
+    captions = (c for e in workshop.gathered.train.examples for c in e.captions if c)
+    words = trigger_phrase(workshop) or next(captions, "...")
     flag = "--pretrained_model_name_or_path" if result.is_dir() else "--adapter"
     place = result if result.is_dir() else folder
     console.say(f'draw with it: scumble generate {flag} {place} --prompt "{words}"')

@@ -22,8 +22,9 @@ from scumble.training.checkpoints import Checkpoint, find_checkpoint
 from scumble.training.gather import Gathered, gather_data
 from scumble.training.journal import NotFiniteError
 from scumble.training.methods import METHODS
-from scumble.training.phase import Phase
+from scumble.training.phase import Phase, phase_name
 from scumble.training.precompute import cache_folder, encoder_dtype
+from scumble.training.rates import ParameterGroup
 from scumble.training.record import Record, claim_output, is_finished, result_of
 from scumble.training.results import TrainResult
 from scumble.training.runtime import Runtime, prepare_runtime
@@ -31,7 +32,7 @@ from scumble.training.sitting import Sitting
 from scumble.training.taught import together
 from scumble.training.texts import EncodedTexts, LiveTexts, Texts, report_long
 from scumble.training.trackers import start_trackers
-from scumble.training.words import check_words
+from scumble.training.words import check_words, new_words
 from scumble.training.workshop import Workshop, targets
 
 
@@ -61,6 +62,7 @@ def train(config: TrainConfig) -> TrainResult:
         return TrainResult(folder, result_of(folder), checkpoint.step)
     workshop = open_workshop(config, runtime)
     phases = METHODS[config.method](workshop)
+    _say_prompt_without_word(config)
     start_trackers(runtime.accelerator, config)
     base = workshop.components.base
     facts = {"base": base.reference, "examples": len(workshop.gathered.train.examples)}
@@ -110,6 +112,12 @@ def open_workshop(config: TrainConfig, runtime: Runtime) -> Workshop:
     return Workshop(config, runtime, family, components, objective, gathered, texts)
 
 
+def _say_prompt_without_word(config: TrainConfig) -> None:
+    prompt, word = config.validation_prompt, config.placeholder_token
+    if word is not None and prompt is not None and word not in prompt:
+        console.say(f"--validation_prompt does not contain {word}: what is learnt will not show")
+
+
 def _load(
     family: Family,
     components: Components,
@@ -134,9 +142,9 @@ def _texts(
     if config.class_prompt is not None:
         captions.add(config.class_prompt)
     if config.encodes_in_every_step:
-        tokens = {config.placeholder_token: config.num_vectors} if config.placeholder_token else {}
-        report_long(sorted(captions), family, components, tokens)
-        return LiveTexts(family, components, tokens)
+        if not config.learns_words:  # the tokenizer does not know them yet
+            report_long(captions, family, components, {})
+        return LiveTexts(family, components, new_words(config))
     encoders = list(text_encoders(family))
     _load(family, components, encoders, runtime, encoder_dtype(runtime.dtype))
     texts = EncodedTexts(gathered.train.store, runtime)
@@ -180,8 +188,15 @@ def _continue_from(
     if saved != {name: parameter.shape for name, parameter in parameters.items()}:
         raise UserError(
             f"{checkpoint.folder} adapts other layers, or at other ranks, than are asked for now",
-            "Within a run the method, --rank, --target_modules, --num_vectors and the base stay; "
-            "for others start a new --output_dir.",
+            "Within a run the method, --rank, --target_modules, --placeholder_token, --num_vectors "
+            "and the base stay; for others start a new --output_dir.",
+        )
+    if state["phase"] != phase_name(phases, checkpoint.step):
+        raise UserError(
+            f"{checkpoint.folder} was written in the phase '{state['phase']}', and step "
+            f"{checkpoint.step} belongs to '{phase_name(phases, checkpoint.step)}' now",
+            "Within a run the pivot stays where it is: leave --pivot and --max_train_steps as they "
+            "were, or start a new --output_dir.",
         )
     copy_into(parameters, state["parameters"])
     return state
@@ -198,8 +213,12 @@ def _report_start(workshop: Workshop, phases: Sequence[Phase]) -> None:
             f"{str(workshop.runtime.dtype).removeprefix('torch.')}"
         )
         if len(phase.groups) > 1 or len(phases) > 1:
-            rates = ", ".join(f"{group.name} at {group.learning_rate:g}" for group in phase.groups)
-            console.say(f"  {rates}")
+            console.say("  " + ", ".join(_rate(group) for group in phase.groups))
+
+
+def _rate(group: ParameterGroup) -> str:
+    named = " at " in group.name
+    return group.name if named else f"{group.name} at {group.learning_rate:g}"
 
 
 def _finish(workshop: Workshop, sitting: Sitting) -> TrainResult:
@@ -218,9 +237,9 @@ def _finish(workshop: Workshop, sitting: Sitting) -> TrainResult:
         }
         results.write_curve(sitting.losses, folder)
         samples = results.write_pictures(workshop, taught, folder)
-        results.write_card(workshop, taught, sitting.done, folder, samples)
+        results.write_card(workshop, taught, sitting.kept_step, folder, samples)
         # Last: a run that was cut off in here is finished by resuming it.
         record.save("finished")
-        results.report_files(result, folder, workshop.config)
+        results.report_files(workshop, result, folder)
     workshop.runtime.accelerator.end_training()
     return TrainResult(folder, result, sitting.done)

@@ -15,7 +15,7 @@ from scumble.training.interrupts import StopRequest
 from scumble.training.journal import Journal, NotFiniteError
 from scumble.training.loop import StepResult, train_steps
 from scumble.training.optimizers import Update
-from scumble.training.phase import Phase
+from scumble.training.phase import Phase, phase_name
 from scumble.training.record import Record
 from scumble.training.taught import together
 from scumble.training.trackers import log_images
@@ -66,6 +66,11 @@ class Sitting:
     def losses(self) -> list[float]:
         """The loss of every step of the run so far."""
         return self.journal.losses
+
+    @property
+    def kept_step(self) -> int:
+        """The step whose parameters are kept: the last, or the best on held-out pictures."""
+        return int(self.record.facts.get("best_step", self.done))
 
     @property
     def _is_over(self) -> bool:
@@ -197,6 +202,7 @@ class Sitting:
             "update": update.state(),
             "average": average.state(),
             "choice": self.choice.state(),
+            "phase": phase_name(self.phases, self.done),
         }
         with average.applied(), self._at_rest():
             self.writer.write(

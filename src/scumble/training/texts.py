@@ -95,13 +95,20 @@ class LiveTexts:
 
 
 def report_long(
-    captions: Sequence[str], family: Family, components: Components, tokens: Mapping[str, int]
+    captions: Iterable[str], family: Family, components: Components, tokens: Mapping[str, int]
 ) -> None:
-    """Say which captions are longer than a text encoder reads."""
+    """Say which captions are longer than a text encoder reads.
+
+    Args:
+        captions: without their new words expanded.
+        family: names the tokenizers.
+        components: with the tokenizers loaded, which know the new words.
+        tokens: new word -> how many vectors it stands for.
+    """
     for name in text_encoders(family).values():
         tokenizer = components[name]
         limit = tokenizer.model_max_length
-        for caption in captions:
+        for caption in sorted(captions):
             count = len(tokenizer(expand(caption, tokens), verbose=False).input_ids)
             if count > limit:
                 console.say(

@@ -10,6 +10,7 @@ from scumble.config import TrainConfig
 from scumble.errors import UserError
 from scumble.families import Components, Family, text_encoders
 from scumble.randomness import generator
+from scumble.training.texts import report_long
 from scumble.training.workshop import ADAPTER_NAME, Workshop
 
 
@@ -29,7 +30,19 @@ def check_words(config: TrainConfig, components: Components, family: Family) -> 
                 'Choose one without spaces and commas that is no word yet: "<pip>".',
             )
         check_free(tokenizer, "--placeholder_token", {word: config.num_vectors})
+        room = tokenizer.model_max_length - 2
+        if config.num_vectors > room // 2:
+            raise UserError(
+                f"--num_vectors {config.num_vectors} leaves no room for other words: a prompt has "
+                f"{room} tokens",
+                "Two to four hold a lot; more than eight rarely help.",
+            )
         initializer_id(config, tokenizer)
+
+
+def new_words(config: TrainConfig) -> dict[str, int]:
+    """The run's new word -> how many vectors it stands for; empty where none is learnt."""
+    return {config.placeholder_token: config.num_vectors} if config.placeholder_token else {}
 
 
 def initializer_id(config: TrainConfig, tokenizer: Any) -> int:
@@ -41,10 +54,12 @@ def initializer_id(config: TrainConfig, tokenizer: Any) -> int:
     ids = tokenizer.encode(config.initializer_token, add_special_tokens=False)
     if len(ids) != 1:
         parts = " ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing"
+        usual = ("dog", "person", "toy", "painting", "creature", "circle")
+        known = [w for w in usual if len(tokenizer.encode(w, add_special_tokens=False)) == 1]
         raise UserError(
             f"--initializer_token '{config.initializer_token}' is not one token of the model, "
             f"but: {parts}",
-            "Choose one common word, such as dog, person, toy or painting.",
+            f"Choose one common word, such as {', '.join(known) or 'the name of its class'}.",
         )
     return int(ids[0])
 
@@ -68,6 +83,7 @@ def fresh_rows(workshop: Workshop) -> dict[str, dict[str, nn.Parameter]]:
         start = start + config.row_init_noise * table.std() * noise
         tokens = {config.placeholder_token: start}
         rows[name] = attach_tokens(encoder, tokenizer, ADAPTER_NAME, tokens)
+    report_long(workshop.gathered.captions(), workshop.family, components, new_words(config))
     return rows
 
 
@@ -89,10 +105,13 @@ def in_plain_words(config: TrainConfig, prompt: str) -> str:
     return prompt.replace(config.placeholder_token, config.initializer_token or "")
 
 
-def trigger_phrase(config: TrainConfig) -> str | None:
+def trigger_phrase(workshop: Workshop) -> str | None:
     """The words that call what was learnt, for the files that tell others."""
+    config = workshop.config
     if config.placeholder_token is None:
-        return config.instance_prompt
+        # Where every picture has a caption of its own, the prompt for all was never learnt.
+        learnt = workshop.gathered.train.captions()
+        return config.instance_prompt if config.instance_prompt in learnt else None
     if config.learnable_property == "style":
         return f"a picture in the style of {config.placeholder_token}"
     return f"a picture of {config.placeholder_token}"
