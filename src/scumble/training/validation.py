@@ -37,7 +37,9 @@ def draw_before_after(
     labels = [f"{prompt} (seed\u00a0{seed})" for prompt in prompts for seed in seeds]
     rows = list(zip(before, after, strict=True))
     heading = "after training" if taught.models else "with the adapter"
-    return after, labelled_grid(rows, ("base model", heading), labels)
+    word = workshop.config.initializer_token
+    base = "base model" if plain == list(prompts) else f"base model: {word}"
+    return after, labelled_grid(rows, (base, heading), labels)
 
 
 @contextmanager

@@ -112,6 +112,6 @@ def trigger_phrase(workshop: Workshop) -> str | None:
         # Where every picture has a caption of its own, the prompt for all was never learnt.
         learnt = workshop.gathered.train.captions()
         return config.instance_prompt if config.instance_prompt in learnt else None
-    if config.learnable_property == "style":
-        return f"a picture in the style of {config.placeholder_token}"
-    return f"a picture of {config.placeholder_token}"
+    noun = "in the style of" if config.learnable_property == "style" else "of"
+    phrase = f"a picture {noun} {config.placeholder_token}"
+    return phrase if phrase in workshop.gathered.train.captions() else config.placeholder_token
