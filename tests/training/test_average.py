@@ -12,7 +12,7 @@ import scumble
 from scumble.training.average import Average
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-FINE = torch.zeros(())
+FINE = torch.ones(())
 
 
 def test_it_follows_as_defined() -> None:
@@ -33,7 +33,7 @@ def test_a_broken_step_changes_nothing() -> None:
     average = Average({"p": parameter}, 0.5)
     with torch.no_grad():
         parameter.add_(1.0)
-    average.update(0, torch.ones(()))
+    average.update(0, torch.zeros(()))
     assert torch.equal(average.averages["p"], torch.ones(3))
 
 

@@ -135,3 +135,28 @@ def test_a_choice() -> None:
 def test_too_few_pictures_to_hold_back(make_config: Any) -> None:
     with pytest.raises(UserError, match="of 6 pictures holds 0 back"):
         scumble.train(make_config(validation_share=0.01))
+
+
+def test_a_best_checkpoint_that_a_kill_took_back_is_chosen_anew(
+    make_config: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    options = {"validation_share": 0.2, "validation_steps": 1, "checkpointing_steps": 2}
+    config = make_config(**options, max_train_steps=4)
+    scripted(monkeypatch, [0.5, 0.6, 0.4, 0.45, 0.41])
+    save = Sitting._save
+
+    def killed(self: Sitting, *arguments: Any) -> None:
+        if self.done == 4:
+            raise KeyboardInterrupt
+        save(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sitting, "_save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            scumble.train(config)
+    scripted(monkeypatch, [0.7, 0.8])
+    config.resume_from_checkpoint = "checkpoint-2"
+    scumble.train(config)
+    assert "of step 1, has gone" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["best_step"] == 3
+    assert (tmp_path / "out" / "superseded-1-best").is_dir()

@@ -13,12 +13,17 @@ from scumble.training.rates import ParameterGroup
 CPU = torch.device("cpu")
 
 
+FINE = torch.zeros(())
+
+
 def make_update(*parameters, max_steps=10, global_batch=1, **changes):
     """An update of parameters in groups of their own: the second learns at half the rate."""
     settings = {"pretrained_model_name_or_path": "b", "train_data_dir": "p", "learning_rate": 0.1}
     config = scumble.TrainConfig(**(settings | changes))
     groups = [
-        ParameterGroup(f"group {n}", (p,), config.learning_rate / n, config.adam_weight_decay)
+        ParameterGroup(
+            f"group {n}", {str(n): p}, config.learning_rate / n, config.adam_weight_decay
+        )
         for n, p in enumerate(parameters, 1)
     ]
     return Update(groups, config, max_steps, global_batch, torch.float32, CPU)
@@ -37,7 +42,7 @@ def parameter():
 def take(update, weight, factor, step=0):
     """One step on the loss `factor` times the sum of the weights."""
     update.backward((weight * factor).sum())
-    return update.step(step)
+    return update.step(step, FINE)
 
 
 @pytest.mark.parametrize(("limit", "seen_norm"), [(0.5, 0.5), (0, 200)])
@@ -56,11 +61,11 @@ def test_nothing_moves_from_a_bad_gradient_on(bad):
     update = make_update(weight)
     take(update, weight, 2, 0)
     before, state = weight.detach().clone(), update.state()
-    step_count = state["moments"][0]["step"].clone()
+    step_count = state["moments"]["1"]["step"].clone()
     assert not torch.isfinite(take(update, weight, bad, 1))
     assert torch.isfinite(take(update, weight, 2, 2))
     assert torch.equal(weight, before)
-    assert torch.equal(update.state()["moments"][0]["step"], step_count)
+    assert torch.equal(update.state()["moments"]["1"]["step"], step_count)
 
 
 def test_the_rate_depends_on_the_step_alone():
@@ -89,7 +94,7 @@ def test_each_group_learns_at_its_own_rate():
     update = make_update(first, second, lr_scheduler="linear", max_steps=4, scale_lr=True)
     assert update.learning_rates(1) == pytest.approx({"group 1": 0.075, "group 2": 0.0375})
     update.backward((first + second).sum())
-    update.step(1)
+    update.step(1, FINE)
     # AdamW's first step has the size of the rate, but for its weight decay of a hundredth.
     assert first[0].item() == pytest.approx(1 - 0.075, rel=1e-3)
     assert second[0].item() == pytest.approx(1 - 0.0375, rel=1e-3)
@@ -97,11 +102,14 @@ def test_each_group_learns_at_its_own_rate():
 
 def test_each_group_has_its_own_weight_decay():
     first, second = parameter(), parameter()
-    groups = [ParameterGroup("a", (first,), 0.1, 0.5), ParameterGroup("b", (second,), 0.1, 0.0)]
+    groups = [
+        ParameterGroup("a", {"1": first}, 0.1, 0.5),
+        ParameterGroup("b", {"2": second}, 0.1, 0.0),
+    ]
     config = scumble.TrainConfig(pretrained_model_name_or_path="b", train_data_dir="p")
     update = Update(groups, config, 10, 1, torch.float32, CPU)
     update.backward(0 * (first + second).sum())
-    update.step(0)
+    update.step(0, FINE)
     assert first[0].item() == pytest.approx(1 - 0.1 * 0.5)
     assert second[0].item() == 1
 
@@ -114,7 +122,7 @@ def test_the_gradients_of_all_groups_are_clipped_together():
         lambda *_: seen.append(torch.cat([first.grad, second.grad]).norm().item())
     )
     update.backward(3 * first.sum() + 4 * second.sum())
-    assert update.step(0).item() == pytest.approx(10)
+    assert update.step(0, FINE).item() == pytest.approx(10)
     assert seen == pytest.approx([0.5], rel=1e-5)
 
 
@@ -129,7 +137,7 @@ def test_state_goes_on_bit_for_bit():
     def steps(update, weight, first, last):
         for step in range(first, last):
             update.backward((weight**2).sum())
-            update.step(step)
+            update.step(step, FINE)
 
     whole, parts = parameter(), parameter()
     steps(make_update(whole, lr_scheduler="cosine"), whole, 0, 6)

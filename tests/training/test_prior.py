@@ -246,3 +246,24 @@ def test_a_prompt_that_no_picture_used_is_no_trigger(subject: Any, pictures: Pat
     assert trigger_phrase(open_workshop(config, prepare_runtime(config))) is None
     (pictures / "0.txt").unlink()
     assert trigger_phrase(open_workshop(config, prepare_runtime(config))) == "a sks blob"
+
+
+def test_fewer_class_pictures_leave_the_others_out(
+    subject: Any, with_pictures: Any, tmp_path: Path, capsys: Any
+) -> None:
+    scumble.train(subject(**with_pictures))
+    fewer = {**with_pictures, "num_class_images": 2, "output_dir": str(tmp_path / "fewer")}
+    workshop, _ = begin(subject(**fewer))
+    ids = [example.id for example in workshop.gathered.class_pictures.examples]
+    assert ids == ["drawn_00000.png", "drawn_00001.png"]
+    assert "not used: drawn_00002.png" in capsys.readouterr().out
+
+
+def test_own_class_pictures_may_have_any_shape(
+    subject: Any, with_pictures: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "class"
+    folder.mkdir()
+    for number, size in enumerate(((64, 64), (128, 64), (64, 128))):
+        Image.new("RGB", size, (number, 90, 40)).save(folder / f"mine{number}.png")
+    scumble.train(subject(**with_pictures, aspect_ratio_buckets=True, max_train_steps=6))

@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import scumble
 from scumble.errors import Stopped, UserError
 from scumble.training import sitting
 
+STATE = "training_state.pt"
 HARD_SETTINGS = {
     "max_train_steps": 8,
     "checkpointing_steps": 4,
@@ -302,3 +304,65 @@ def test_the_saved_moments_matter(make_config, tmp_path, monkeypatch):
         patch.setattr(Update, "load_state", lambda *_: None)
         scumble.train(config)
     assert digest(tmp_path / "out") != digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lora_plus_ratio": 4.0}, {"layer_learning_rates": ("attn1.to_q:2e-4",)}]
+)
+def test_other_rates_group_parameters_anew_and_moments_stay_with_them(
+    make_config, tmp_path, changes
+):
+    """Rates of zero length in time: what is learnt behind the stop must not be mixed up."""
+    scumble.train(make_config(max_train_steps=2))
+    config = make_config(max_train_steps=3, resume_from_checkpoint="latest", **changes)
+    scumble.train(config)
+    before, after = (
+        torch.load(tmp_path / "out" / f"checkpoint-{step}" / STATE, weights_only=True)["update"]
+        for step in (2, 3)
+    )
+    assert before["moments"].keys() == after["moments"].keys()
+    parameters = torch.load(tmp_path / "out" / "checkpoint-3" / STATE, weights_only=True)
+    for name, moments in after["moments"].items():
+        assert moments["exp_avg"].shape == parameters["parameters"][name].shape
+        gradient = (moments["exp_avg"] - 0.9 * before["moments"][name]["exp_avg"]) / 0.1
+        squares = (moments["exp_avg_sq"] - 0.999 * before["moments"][name]["exp_avg_sq"]) / 0.001
+        torch.testing.assert_close(squares, gradient.square(), rtol=0.05, atol=1e-7)
+
+
+def test_after_a_nan_with_fp16_nothing_moves_however_late_it_is_read(
+    make_config, tmp_path, monkeypatch
+):
+    from scumble.training import journal, runtime
+    from scumble.training.denoising import DenoisingLoss
+
+    monkeypatch.setattr(runtime, "weight_dtype", lambda *_: (torch.float16, ""))
+    settings = {"max_train_steps": 8, "ema_decay": 0.9}
+    whole = {"checkpointing_steps": 3, "output_dir": str(tmp_path / "whole")}
+    scumble.train(make_config(**settings, **whole))
+    config = make_config(**settings, checkpointing_steps=100)
+    call = DenoisingLoss.__call__
+
+    def broken(self, plan, positions):
+        return call(self, plan, positions) * (float("nan") if plan.index == 3 else 1)
+
+    start = journal.Journal.__init__
+
+    def late(self, *arguments):
+        start(self, *arguments)
+        self._lag = 4
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DenoisingLoss, "__call__", broken)
+        patch.setattr(journal.Journal, "__init__", late)
+        with pytest.raises(UserError, match="step 4"):
+            scumble.train(config)
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
+    good, kept = (
+        torch.load(tmp_path / folder / "checkpoint-3" / STATE, weights_only=True)
+        for folder in ("whole", "out")
+    )
+    for part in ("parameters", "average"):
+        assert all(torch.equal(good[part][name], kept[part][name]) for name in good[part])
+    for name, moments in good["update"]["moments"].items():
+        again = kept["update"]["moments"][name]
+        assert all(torch.equal(value, again[key]) for key, value in moments.items())

@@ -301,7 +301,7 @@ def test_a_failing_picture_costs_nothing_but_itself(make_config, tmp_path, monke
 
 
 def test_a_warm_up_longer_than_the_epochs_is_refused(make_config):
-    with pytest.raises(UserError, match="would outlast the run of 3 steps"):
+    with pytest.raises(UserError, match="would outlast the 3 steps"):
         scumble.train(
             make_config(
                 max_train_steps=None,

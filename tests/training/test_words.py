@@ -16,7 +16,7 @@ from scumble.training.optimizers import Update
 from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
 from scumble.training.sitting import Sitting
-from scumble.training.words import in_plain_words, table_norm, trigger_phrase
+from scumble.training.words import table_norms, trigger_phrase
 
 WORD = {
     "placeholder_token": "<blob>",
@@ -98,7 +98,7 @@ def test_the_pull_draws_rows_to_the_tables_own_length(make_config: Any) -> None:
         for _ in train_steps(phase, update_of(workshop, phase), workshop.runtime, 0):
             pass
         lengths[pull] = rows.norm(dim=-1)
-        norm = table_norm(workshop)
+        norm = table_norms(workshop)["text_encoder"]
     torch.testing.assert_close(lengths[1e4], torch.full((2,), norm), rtol=1e-4, atol=0)
     assert (lengths[0.0] > 2 * norm).all()
 
@@ -156,6 +156,10 @@ def test_the_pivot_stands_where_it_is_put(make_config: Any) -> None:
         ({"num_vectors": 20}, "--num_vectors 20 leaves no room"),
         ({"learnable_property": None}, "6 captions without <blob>: 0.png, 1.png"),
         ({"method": "pivotal_tuning", "max_train_steps": 1}, "--pivot 0.5 leaves no step"),
+        (
+            {"method": "pivotal_tuning", "lr_scheduler": "linear", "lr_warmup_steps": 2},
+            "--lr_warmup_steps 2 would outlast the 2 steps of 'word'",
+        ),
     ],
 )
 def test_a_word_that_cannot_be_taught_is_one_clear_error(
@@ -183,10 +187,13 @@ def test_ready_captions_all_have_the_word(make_config: Any) -> None:
     assert all("<blob>" in caption for caption in captions)
 
 
-def test_words_for_people(make_config: Any) -> None:
+def test_words_for_people(make_config: Any, pictures: Path) -> None:
     workshop, _ = begin(make_config(**WORD, method="textual_inversion"))
-    assert in_plain_words(workshop.config, "a <blob> at night") == "a circle at night"
-    assert trigger_phrase(workshop) == "a picture of <blob>"
+    assert trigger_phrase(workshop) in workshop.gathered.train.captions()
+    own = make_config(**(WORD | {"learnable_property": None}), method="textual_inversion")
+    for path in pictures.glob("*.txt"):
+        path.write_text(f"a <blob> of {path.stem}")
+    assert trigger_phrase(begin(own)[0]) == "<blob>"
 
 
 def test_a_caption_is_only_called_cut_when_it_is(make_config: Any, capsys: Any) -> None:

@@ -95,6 +95,11 @@ class AdapterSet:
             for name, parameter in adapter.named_parameters()
         }
 
+    @property
+    def strength(self) -> float:
+        """How strongly this adapter acts."""
+        return next((layer.strengths[self.name] for layer in self.layers.values()), 0.0)
+
     def set_strength(self, strength: float) -> None:
         """Set how strongly this adapter acts on every layer."""
         for layer in self.layers.values():

@@ -140,7 +140,7 @@ class OptimizerFields:
     ] = "constant"
     """How the learning rate runs over the steps."""
     lr_warmup_steps: int = 0
-    """Steps over which the learning rate rises from 0; constant has no warm-up."""
+    """Steps over which the learning rate rises from 0, in each phase; constant has no warm-up."""
     lr_num_cycles: int = 1
     """Restarts of cosine_with_restarts."""
     lr_power: float = 1.0

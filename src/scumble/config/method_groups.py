@@ -62,9 +62,10 @@ class TokenFields:
     """New word"""
 
     placeholder_token: str | None = None
-    """The new word, such as "<pip>". The model must not know it yet."""
+    """The new word, such as "<pip>". The model must not know it yet. Must be given."""
     initializer_token: str | None = None
-    """A word that the model knows and that comes near, such as dog: where learning starts."""
+    """A word that the model knows and that comes near, such as dog: where learning starts. Must be
+    given."""
     num_vectors: int = 1
     """How many vectors the word stands for: more hold more detail and take more of the prompt."""
     learnable_property: Literal["object", "style"] | None = None
@@ -77,7 +78,7 @@ class TokenFields:
     model's own vectors."""
     row_norm_pull: float = 100.0
     """Each step draws the length of a vector towards the mean length of the model's own, by this
-    times the learning rate. 0 lets it grow."""
+    times the learning rate. It takes the place of weight decay; 0 lets the vector grow."""
 
 
 @dataclass(kw_only=True)

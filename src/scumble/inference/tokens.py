@@ -115,9 +115,14 @@ def without_tokens(prompt: str, weights: AdapterWeights) -> str:
         weights: the adapter; where its metadata names no initializer, tokens stay plain text.
     """
     initializer = weights.metadata.get("initializer_token")
-    if not initializer or not weights.tokens:
+    return in_plain_words(prompt, weights.tokens, initializer) if initializer else prompt
+
+
+def in_plain_words(prompt: str, tokens: Collection[str], initializer: str) -> str:
+    """Put a plain word where a prompt has learned tokens."""
+    if not tokens:
         return prompt
-    longest_first = sorted(weights.tokens, key=len, reverse=True)
+    longest_first = sorted(tokens, key=len, reverse=True)
     pattern = "|".join(re.escape(token) for token in longest_first)
     return re.sub(pattern, lambda _: initializer, prompt, flags=re.IGNORECASE)
 

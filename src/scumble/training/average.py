@@ -24,9 +24,9 @@ class Average:
         self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self, step: int, broken: Tensor) -> None:
-        """Follow a step, counted from 0 in its phase, unless it was broken (0 or 1)."""
-        share = (1 - min(self.decay, (1 + step) / (10 + step))) * (1 - broken)
+    def update(self, step: int, moved: Tensor) -> None:
+        """Follow a step, counted from 0 in its phase, where it moved the parameters (0 or 1)."""
+        share = (1 - min(self.decay, (1 + step) / (10 + step))) * moved
         for name, parameter in self.parameters.items():
             self.averages[name].lerp_(parameter, share)
 

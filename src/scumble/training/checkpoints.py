@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from scumble.config import TrainConfig
-from scumble.errors import UserError
+from scumble.errors import UserError, first_line
 
 MANIFEST = "manifest.json"
 STATE = "training_state.pt"
@@ -130,15 +130,13 @@ class CheckpointWriter:
             (draft / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
             for path in draft.iterdir():
                 _sync(path)
-            if final.exists():
-                shutil.rmtree(final)
-            draft.rename(final)
+            _replace(final, draft)
             if os.name != "nt":
                 _sync(self.root)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
             shutil.rmtree(draft, ignore_errors=True)
             raise UserError(
-                f"cannot write {final}: {error.strerror}",
+                f"cannot write {final}: {first_line(error)}",
                 "Older checkpoints are untouched. Make room, then go on with "
                 "--resume_from_checkpoint latest.",
             ) from error
@@ -208,6 +206,15 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise UserError(f"{folder} is no complete checkpoint ({error})") from error
 
 
+def _replace(final: Path, draft: Path) -> None:
+    """Put a folder in the place of another, which is there until the new one is."""
+    old = draft.with_name(f"{draft.name}.old.tmp")
+    if final.exists():
+        final.rename(old)
+    draft.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _folders(root: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
     if not root.is_dir():
@@ -227,8 +234,9 @@ def _step_of(folder: Path) -> float:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def _sync(path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from scumble import console
 from scumble.config import TrainConfig
-from scumble.data.sources import IMAGE_SUFFIXES
+from scumble.data.sources import image_folder
 from scumble.errors import UserError
 from scumble.families import Components, Family
 from scumble.formats.container import require_writable, write_atomically
@@ -20,6 +21,11 @@ from scumble.inference.generator import Sampling, build_pipeline, draw_together
 from scumble.training.runtime import Runtime
 
 MANIFEST = "class_pictures.json"
+DRAWN = re.compile(r"drawn_\d{5}\.png")
+
+
+SAMPLING = Sampling()
+"""The same whatever a run's sample pictures are drawn with: runs share class pictures."""
 
 
 def draw_class_pictures(
@@ -28,43 +34,58 @@ def draw_class_pictures(
     components: Components,
     runtime: Runtime,
     folder: Path,
-) -> None:
+) -> set[str]:
     """Draw what lacks of the class pictures, and write down which they are.
 
     A picture of a number depends on the prompt, the base and the number alone, so an interrupted
-    run goes on where it was. Pictures that are not in the manifest are the user's own, and count.
+    run goes on where it was. Pictures that are not drawn here are the user's own, and count.
+
+    Returns:
+        Names of drawn pictures in the folder beyond the number asked for: they are not to be used.
 
     Raises:
         UserError: the folder holds drawn pictures of another prompt or base, or cannot be written.
     """
+    own, drawn_before = _pictures(folder)
+    wanted = [_name(number) for number in range(max(0, config.num_class_images - len(own)))]
+    # Everybody has looked before anybody draws.
+    runtime.accelerator.wait_for_everyone()
     if runtime.is_main:
         require_writable(folder, "--class_data_dir")
-        _complete(config, family, components, runtime, folder)
+        if own:
+            console.say(f"class pictures: {len(own)} of your own in {folder}")
+        _complete(config, family, components, runtime, folder, wanted)
     runtime.accelerator.wait_for_everyone()
+    return set(drawn_before) - set(wanted)
 
 
 def _complete(
-    config: TrainConfig, family: Family, components: Components, runtime: Runtime, folder: Path
+    config: TrainConfig,
+    family: Family,
+    components: Components,
+    runtime: Runtime,
+    folder: Path,
+    wanted: Sequence[str],
 ) -> None:
+    base = components.base
     origin = {
         "class_prompt": config.class_prompt,
-        "base": components.base.reference,
+        "base": base.reference,
+        "revision": base.revision,
+        "variant": base.variant,
+        "prediction_type": base.prediction_type,
     }
     drawn = _drawn(folder, origin)
-    own = _own_pictures(folder, drawn)
-    if own:
-        console.say(f"class pictures: {own} of your own in {folder}")
     intact = {name for name, digest in drawn.items() if _digest(folder / name) == digest}
-    for name in sorted(set(drawn) - intact):
-        console.say(f"class pictures: {name} is gone or changed and is drawn anew")
-    wanted = [_name(number) for number in range(max(0, config.num_class_images - own))]
+    for name in wanted:
+        if name in drawn and name not in intact:
+            console.say(f"class pictures: {name} is gone or changed and is drawn anew")
     missing = [name for name in wanted if name not in intact]
     if not missing:
         return
     console.say(f"drawing {len(missing)} pictures of '{config.class_prompt}' into {folder}")
-    dtype = _dtype(config, runtime)
-    parts = Components(components.base)
-    family.load(parts, family.components, dtype)
+    parts = Components(base)
+    family.load(parts, family.components, _dtype(config, runtime))
     pipeline = build_pipeline(family, parts).to(runtime.device)
     pipeline.set_progress_bar_config(disable=True)
     kept = {name: drawn[name] for name in intact}
@@ -76,8 +97,9 @@ def _complete(
     try:
         _draw(pipeline, config, missing, folder, keep)
     except KeyboardInterrupt:
+        done = sum(1 for name in wanted if name in kept)
         console.say(
-            f"{len(kept)} of {len(wanted)} class pictures are drawn and kept in {folder}; the same "
+            f"{done} of {len(wanted)} class pictures are drawn and kept in {folder}; the same "
             "command goes on"
         )
         raise
@@ -94,14 +116,13 @@ def _draw(
     keep: Callable[[dict[str, str]], None],
 ) -> None:
     """Draw pictures batch by batch; `keep` is told of name -> sha256 after each."""
-    sampling = Sampling(config.num_inference_steps, config.guidance_scale)
     with console.progress(len(names), "drawing the class", unit="picture") as bar:
         for start in range(0, len(names), config.sample_batch_size):
             batch = names[start : start + config.sample_batch_size]
             seeds = [_seed(name) for name in batch]
             prompts = [config.class_prompt or ""] * len(batch)
             digests = {}
-            images = draw_together(pipeline, prompts, seeds, sampling)
+            images = draw_together(pipeline, prompts, seeds, SAMPLING)
             for name, image in zip(batch, images, strict=True):
                 buffer = io.BytesIO()
                 image.save(buffer, format="PNG")
@@ -133,12 +154,16 @@ def _drawn(folder: Path, origin: dict[str, Any]) -> dict[str, str]:
     return pictures
 
 
-def _own_pictures(folder: Path, drawn: dict[str, str]) -> int:
+def _pictures(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the user's own pictures in the folder, and of those that bear a drawn one's name."""
     if not folder.is_dir():
-        return 0
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    names = (path.relative_to(folder).as_posix() for path in files)
-    return sum(1 for name in names if name not in drawn and not name.startswith("drawn_"))
+        return [], []
+    try:
+        names = [example.id for example in image_folder(folder)]
+    except UserError:
+        return [], []  # no pictures yet; what else is there is said when the folder is scanned
+    drawn = [name for name in names if DRAWN.fullmatch(name)]
+    return [name for name in names if name not in drawn], drawn
 
 
 def _write_manifest(folder: Path, origin: dict[str, Any], pictures: dict[str, str]) -> None:

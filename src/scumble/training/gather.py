@@ -43,8 +43,8 @@ class Gathered:
         return {caption for part in parts if part is not None for caption in part.captions()}
 
     def digest(self) -> str:
-        """Fingerprint of everything that is learnt from."""
-        parts = (self.train, self.class_pictures)
+        """Fingerprint of all pictures and captions."""
+        parts = (self.train, self.held_out, self.class_pictures)
         return "/".join(part.digest() for part in parts if part is not None)
 
 
@@ -82,13 +82,16 @@ def gather_data(
     family.load(components, [vae], encoder_dtype(runtime.dtype))
     components[vae].to(runtime.device)
     encoder = PictureEncoder(config, family, components, sizes, store)
+    # Any class picture may stand beside any other: they all are of one size.
+    one_size = [size for size in sizes if size[0] == size[1]]
+    square = PictureEncoder(config, family, components, one_size, store)
     train = encoder.encode(pictures, length_hint(pictures, 0) or None)
     if source.streaming:
         _say(report)
     gathered = Gathered(
         train,
         encoder.encode(held_out, len(held_out)) if held_out else None,
-        encoder.encode(class_pictures, len(class_pictures)) if class_pictures else None,
+        square.encode(class_pictures, len(class_pictures)) if class_pictures else None,
     )
     components.release(vae)
     if runtime.device.type == "cuda":
@@ -223,7 +226,7 @@ def _class_pictures(
         return []
     assert config.class_data_dir is not None, "the configuration has checked it"
     folder = Path(config.class_data_dir).expanduser()
-    draw_class_pictures(config, family, components, runtime, folder)
+    unused = draw_class_pictures(config, family, components, runtime, folder)
     console.say(f"class pictures: {folder}")
     report = ScanReport(buckets=sizes)
     source = image_folder(folder)
@@ -234,8 +237,10 @@ def _class_pictures(
         default_captions=(config.class_prompt or "",),
         own_captions=False,
     )
-    pictures = list(found)
+    pictures = [picture for picture in found if picture.id not in unused]
     _say(report)
+    if unused:
+        console.say(f"drawn for a larger number and not used: {listed(sorted(unused))}")
     own = {picture.sha256 for picture in subject} if isinstance(subject, list) else set()
     both = [picture.id for picture in pictures if picture.sha256 in own]
     if both:

@@ -184,7 +184,8 @@ def _tracked(entry: dict[str, Any]) -> dict[str, float]:
 
 def _explain(step: int, phase: Phase, result: StepResult, loss: float) -> tuple[str, str]:
     shown = range(min(8, len(result.plan.examples)))
-    describe = next(iter(phase.losses.values())).describe
+    bad = [name for name, part in result.losses.items() if not math.isfinite(part)]
+    describe = phase.losses[bad[0] if bad else next(iter(phase.losses))].describe
     samples = ", ".join(describe(result.plan, position) for position in shown)
     return (
         f"step {step}: the loss is {loss} and the gradient not finite; samples: {samples}",

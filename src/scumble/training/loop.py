@@ -62,7 +62,7 @@ def train_steps(phase: Phase, update: Update, runtime: Runtime, start: int) -> I
                 update.backward(loss_B.sum() / phase.plan.nominal)
         if runtime.num_processes > 1:
             sums = _add_up(phase, runtime, sums)
-        grad_norm = update.step(index)
+        grad_norm = update.step(index, torch.stack(list(sums.values())).sum())
         ends_epoch = (step + 1) % phase.plan.steps_per_epoch == 0
         losses = {name: total / len(plan.examples) for name, total in sums.items()}
         yield StepResult(plan, losses, grad_norm, update.learning_rates(index), ends_epoch)

@@ -35,7 +35,8 @@ class Update:
         from diffusers.optimization import get_scheduler
 
         self.groups = list(groups)
-        self.parameters = [p for group in self.groups for p in group.parameters]
+        named = {name: p for group in self.groups for name, p in group.parameters.items()}
+        self.names, self.parameters = list(named), list(named.values())
         self.max_norm = config.max_grad_norm or float("inf")
         self.factor = global_batch if config.scale_lr else 1
         self.optimizer = _optimizer(self.groups, config, self.factor, device)
@@ -50,7 +51,12 @@ class Update:
         # Only the curve is taken: the rate of a step depends on its number and nothing else.
         self.curve = cast(Callable[[int], float], schedule.lr_lambdas[0])
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        if self.scaler.is_enabled():
+            # It makes its scale with the first loss, and a process may have none in a small step.
+            self.scaler.scale(torch.zeros((), device=device))
         self.broken = torch.zeros((), device=device)
+        self.moved = torch.ones((), device=device)
+        """1 where the last step moved the parameters, 0 where it was left out."""
 
     def learning_rates(self, step: int) -> dict[str, float]:
         """The rate of each group in step `step` of the phase, counted from 0."""
@@ -61,25 +67,35 @@ class Update:
         """Add the gradients of a part of the step's loss."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def step(self, step: int) -> Tensor:
+    def step(self, step: int, loss: Tensor) -> Tensor:
         """Clip, take step `step` of the phase, and clear the gradients.
 
-        From the first gradient that is not finite on, nothing moves any more; with fp16, where one
-        overflows now and then, only the step itself is left out and the loss scale goes down.
+        From the first loss or gradient that is not finite on, nothing moves any more. With fp16,
+        where a gradient overflows now and then, that alone leaves out no more than its own step,
+        and the loss scale goes down.
+
+        Args:
+            step: counted from 0.
+            loss: of the step, over all processes.
 
         Returns:
             The gradient's norm before clipping, on the device: reading it is left to the caller.
         """
-        rates = self.learning_rates(step)
+        now = self.factor * self.curve(step)
         for options, group in zip(self.optimizer.param_groups, self.groups, strict=True):
-            options["lr"] = rates[group.name]
+            options["lr"] = group.learning_rate * now
+        self.broken = torch.maximum(self.broken, (~torch.isfinite(loss.detach())).float())
+        if self.scaler.is_enabled():
+            self._spoil()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
         if self.scaler.is_enabled():
+            self.moved = torch.isfinite(norm).float()
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             self.broken = torch.maximum(self.broken, (~torch.isfinite(norm)).float())
+            self.moved = 1 - self.broken
             if self.optimizer.defaults.get("fused"):
                 # Fused AdamW leaves the step out on the device itself, without asking the host.
                 self.optimizer.found_inf = self.broken  # type: ignore[attr-defined]
@@ -88,22 +104,29 @@ class Update:
                 self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for group in self.groups:
-            self._pull_rows(group, rates[group.name])
+            self._pull_rows(group, group.learning_rate * now)
         return norm
+
+    def _spoil(self) -> None:
+        """Once a loss was not finite, let the scaler find each step so, and leave it out."""
+        gradient = next((p.grad for p in self.parameters if p.grad is not None), None)
+        if gradient is not None:
+            gradient.add_(torch.where(self.broken > 0, float("nan"), 0.0))
 
     @torch.no_grad()
     def _pull_rows(self, group: ParameterGroup, rate: float) -> None:
         """Draw the length of each row towards the group's norm."""
         if group.row_norm is None:
             return
-        share = min(1.0, group.row_pull * rate) * (1 - self.broken)
-        for rows in group.parameters:
+        share = min(1.0, group.row_pull * rate) * self.moved
+        for rows in group.parameters.values():
             length = rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
             rows.mul_(1 + share * (group.row_norm / length - 1))
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit, besides the number of the step."""
-        moments = self.optimizer.state_dict()["state"]
+        state = self.optimizer.state_dict()["state"]
+        moments = {self.names[number]: entry for number, entry in state.items()}
         return {"moments": moments, "scaler": self.scaler.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -113,13 +136,15 @@ class Update:
             UserError: the state belongs to other parameters.
         """
         groups = self.optimizer.state_dict()["param_groups"]
-        if len(state["moments"]) != len(self.parameters):
+        # By name: other rates group the parameters in another order.
+        if set(state["moments"]) != set(self.names):
             raise UserError(
                 f"the checkpoint trained {len(state['moments'])} tensors, this run trains "
-                f"{len(self.parameters)}",
+                f"{len(self.names)}, or others",
                 "Go on with the --target_modules it was begun with.",
             )
-        self.optimizer.load_state_dict({"state": state["moments"], "param_groups": groups})
+        moments = {number: state["moments"][name] for number, name in enumerate(self.names)}
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 
@@ -129,7 +154,7 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     parameters = [
         {
-            "params": list(group.parameters),
+            "params": list(group.parameters.values()),
             "lr": group.learning_rate * factor,
             "weight_decay": group.weight_decay,
         }

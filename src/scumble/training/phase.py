@@ -70,7 +70,7 @@ class Phase:
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter that trains."""
-        return [parameter for group in self.groups for parameter in group.parameters]
+        return [p for group in self.groups for p in group.parameters.values()]
 
     def begin(self, phases: Sequence["Phase"]) -> None:
         """Let this phase's parameters learn, and none of the others.

@@ -17,7 +17,7 @@ class ParameterGroup:
 
     Args:
         name: for the log, such as "unet" or "rows".
-        parameters: fp32 masters.
+        parameters: fp32 masters, by the names that `Taught` gives them.
         learning_rate: before the schedule.
         weight_decay: of AdamW.
         row_norm: length that each row is drawn to, in place of weight decay; None does not.
@@ -25,7 +25,7 @@ class ParameterGroup:
     """
 
     name: str
-    parameters: tuple[nn.Parameter, ...]
+    parameters: Mapping[str, nn.Parameter]
     learning_rate: float
     weight_decay: float
     row_norm: float | None = None
@@ -48,7 +48,7 @@ def adapter_groups(
     rates = [_parse_rate(text) for text in config.layer_learning_rates]
     _require_matches(rates, (path for adapters in sets.values() for path in adapters.layers))
     main = _given(config.learning_rate)
-    grouped: dict[tuple[str, float], list[nn.Parameter]] = defaultdict(list)
+    grouped: dict[tuple[str, float], dict[str, nn.Parameter]] = defaultdict(dict)
     for component, adapters in sets.items():
         usual = main if component == denoiser else config.text_encoder_lr or main / 2
         for path, adapter in adapters.adapters.items():
@@ -57,12 +57,12 @@ def adapter_groups(
                 rate = value if matches(path, pattern) else rate
             for name, parameter in adapter.named_parameters():
                 ratio = config.lora_plus_ratio if name in adapter.from_zero else 1.0
-                grouped[component, rate * ratio].append(parameter)
+                grouped[component, rate * ratio][f"{component}.{path}.{name}"] = parameter
     several = {component for component, _ in grouped if _count(grouped, component) > 1}
     return [
         ParameterGroup(
-            f"{component} at {rate:.3g}" if component in several else component,
-            tuple(parameters),
+            f"{component} at {rate:g}" if component in several else component,
+            parameters,
             rate,
             config.adam_weight_decay,
         )
@@ -70,29 +70,37 @@ def adapter_groups(
     ]
 
 
-def row_group(
+def row_groups(
     rows: Mapping[str, Mapping[str, nn.Parameter]],
     rate: float,
     config: TrainConfig,
-    norm: float,
-) -> ParameterGroup:
-    """The rows of new words.
+    norms: Mapping[str, float],
+) -> list[ParameterGroup]:
+    """The rows of new words, a group for each text encoder.
 
     Args:
         rows: text encoder's component name -> word -> its rows.
         rate: their learning rate.
-        config: weight decay and the pull.
-        norm: mean length of the frozen table's rows.
+        config: the pull to the norm, which takes the place of weight decay, or that.
+        norms: component name -> mean length of the frozen table's rows.
     """
-    parameters = tuple(p for tokens in rows.values() for p in tokens.values())
-    if not config.row_norm_pull:
-        return ParameterGroup("rows", parameters, rate, config.adam_weight_decay)
-    return ParameterGroup("rows", parameters, rate, 0.0, norm, config.row_norm_pull)
+    pull = config.row_norm_pull
+    return [
+        ParameterGroup(
+            "rows" if len(rows) == 1 else f"rows of {component}",
+            {f"{component}.token {word}": parameter for word, parameter in words.items()},
+            rate,
+            0.0 if pull else config.adam_weight_decay,
+            norms[component] if pull else None,
+            pull,
+        )
+        for component, words in rows.items()
+    ]
 
 
 def model_group(name: str, model: nn.Module, config: TrainConfig) -> ParameterGroup:
     """A whole model, at one rate."""
-    parameters = tuple(model.parameters())
+    parameters = {f"{name}.{path}": parameter for path, parameter in model.named_parameters()}
     return ParameterGroup(name, parameters, _given(config.learning_rate), config.adam_weight_decay)
 
 

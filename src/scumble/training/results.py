@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL.Image import Image
+from safetensors import SafetensorError
 
 from scumble import console
 from scumble.errors import UserError, first_line
@@ -97,10 +98,10 @@ def save_model(workshop: Workshop, folder: Path) -> Path:
             pipeline.save_pretrained(draft)
             shutil.rmtree(final, ignore_errors=True)
             draft.rename(final)
-        except OSError as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise UserError(
-                f"cannot write {final}: {error.strerror or error}",
+                f"cannot write {final}: {first_line(error)}",
                 "The last checkpoint is untouched. Make room, then go on with "
                 "--resume_from_checkpoint latest.",
             ) from error

@@ -62,6 +62,7 @@ def train(config: TrainConfig) -> TrainResult:
         return TrainResult(folder, result_of(folder), checkpoint.step)
     workshop = open_workshop(config, runtime)
     phases = METHODS[config.method](workshop)
+    _check_warmup(config, phases)
     _say_prompt_without_word(config)
     start_trackers(runtime.accelerator, config)
     base = workshop.components.base
@@ -110,6 +111,27 @@ def open_workshop(config: TrainConfig, runtime: Runtime) -> Workshop:
     if config.enable_xformers_memory_efficient_attention:
         _enable_xformers(components, denoiser)
     return Workshop(config, runtime, family, components, objective, gathered, texts)
+
+
+def _check_warmup(config: TrainConfig, phases: Sequence[Phase]) -> None:
+    """Each phase has a warm-up of its own, which must end before it does.
+
+    Raises:
+        UserError: one would not.
+    """
+    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
+        console.say(
+            "--lr_warmup_steps has no effect with --lr_scheduler constant; "
+            "constant_with_warmup has one"
+        )
+        return
+    for phase in phases:
+        if config.lr_warmup_steps >= phase.max_steps:
+            raise UserError(
+                f"--lr_warmup_steps {config.lr_warmup_steps} would outlast the "
+                f"{phase.max_steps} steps of '{phase.name}'",
+                "Make it a tenth of the steps or less.",
+            )
 
 
 def _say_prompt_without_word(config: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -45,6 +46,13 @@ class Runtime:
         """Whether this process writes files."""
         return bool(self.accelerator.is_main_process)
 
+    def from_main(self, value: float) -> float:
+        """The main process's value, on every process: what follows from it is the same then."""
+        from accelerate.utils import broadcast
+
+        number = torch.tensor(value, dtype=torch.float32, device=self.device)
+        return float(broadcast(number)) if self.num_processes > 1 else value
+
     def peak_memory_mib(self) -> float:
         """Most memory used so far: of the GPU where there is one, else of the process."""
         if self.device.type == "cuda":
@@ -60,7 +68,7 @@ def prepare_runtime(config: TrainConfig) -> Runtime:
             that was asked for is not installed.
     """
     from accelerate import Accelerator
-    from accelerate.utils import ProjectConfiguration
+    from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
     from scumble.training.trackers import check_tracker
 
@@ -71,7 +79,11 @@ def prepare_runtime(config: TrainConfig) -> Runtime:
     )
     # No autocast: the frozen weights are in the wanted format, adapters stay fp32.
     accelerator = Accelerator(
-        mixed_precision="no", log_with=config.report_to, project_config=project
+        mixed_precision="no",
+        log_with=config.report_to,
+        project_config=project,
+        # Others may have to wait while the main process draws or encodes.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if expected != accelerator.num_processes:
@@ -85,6 +97,11 @@ def prepare_runtime(config: TrainConfig) -> Runtime:
     dtype, note = weight_dtype(precision, accelerator.device)
     if note:
         console.say(note)
+    if config.method == "full" and dtype != torch.float32:
+        raise UserError(
+            f"full fine-tuning needs every weight in fp32, not {precision}",
+            "Say --mixed_precision no, here or to accelerate launch.",
+        )
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True

@@ -61,6 +61,7 @@ class Sitting:
         self.choice = Choice(config.early_stop)
         if "choice" in self.state:
             self.choice.load_state(self.state["choice"])
+            self._check_best()
 
     @property
     def losses(self) -> list[float]:
@@ -113,12 +114,13 @@ class Sitting:
         if start and self.state:
             update.load_state(self.state["update"])
             average.load_state(self.state["average"])
+            self.state = {}
         else:
             self.choice.waited = 0
         is_last = phase is self.phases[-1]
         for result in train_steps(phase, update, runtime, start):
             self.done += 1
-            average.update(result.plan.index - phase.first_step, update.broken)
+            average.update(result.plan.index - phase.first_step, update.moved)
             try:
                 self.journal.add(self.done, phase, result)
                 if self.done == phase.first_step + phase.max_steps and not is_last:
@@ -174,7 +176,7 @@ class Sitting:
         if self.held_out is None:
             return
         with average.applied(), self._at_rest():
-            loss = self.held_out.loss()
+            loss = self.workshop.runtime.from_main(self.held_out.loss())
         is_best = self.choice.add(self.done, loss)
         if self.workshop.runtime.is_main:
             self.journal.note({"step": self.done, "held_out_loss": loss})
@@ -211,6 +213,21 @@ class Sitting:
                 state,
                 name,
             )
+
+    def _check_best(self) -> None:
+        """Begin to choose anew where the best checkpoint is not the one that is remembered."""
+        if self.choice.best_step == 0:
+            return
+        try:
+            kept = open_checkpoint(self.folder / BEST).step
+        except UserError:
+            kept = None
+        if kept != self.choice.best_step:
+            console.say(
+                f"the best checkpoint, of step {self.choice.best_step}, has gone from "
+                f"{self.folder}: the next measurement counts as the best"
+            )
+            self.choice = Choice(self.choice.patience)
 
     def _take_best(self) -> None:
         """Put the checkpoint that did best on held-out pictures into the model."""

@@ -52,13 +52,14 @@ class Taught:
     @contextmanager
     def adapters_off(self) -> Iterator[None]:
         """The frozen model as it was, for as long as the context lasts."""
+        before = {name: adapters.strength for name, adapters in self.adapters.items()}
         for adapters in self.adapters.values():
             adapters.set_strength(0.0)
         try:
             yield
         finally:
-            for adapters in self.adapters.values():
-                adapters.set_strength(1.0)
+            for name, adapters in self.adapters.items():
+                adapters.set_strength(before[name])
 
 
 def together(parts: Iterable[Taught]) -> Taught:

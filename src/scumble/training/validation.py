@@ -9,9 +9,10 @@ from PIL.Image import Image
 
 from scumble.inference.generator import Sampling, build_pipeline, draw_all
 from scumble.inference.grids import labelled_grid
+from scumble.inference.tokens import in_plain_words
 from scumble.randomness import generator
 from scumble.training.taught import Taught
-from scumble.training.words import in_plain_words
+from scumble.training.words import new_words
 from scumble.training.workshop import Workshop
 
 
@@ -29,7 +30,9 @@ def draw_before_after(
     Returns:
         The pictures with the adapter, and a labelled grid of both.
     """
-    plain = [in_plain_words(workshop.config, prompt) for prompt in prompts]
+    word = workshop.config.initializer_token
+    words = new_words(workshop.config)
+    plain = [in_plain_words(prompt, words, word) if word else prompt for prompt in prompts]
     with whole_pipeline(workshop) as pipeline:
         after = draw_all(pipeline, prompts, seeds, _sampling(workshop))
     with _as_it_was(workshop, taught), whole_pipeline(workshop) as pipeline:
@@ -37,7 +40,6 @@ def draw_before_after(
     labels = [f"{prompt} (seed\u00a0{seed})" for prompt in prompts for seed in seeds]
     rows = list(zip(before, after, strict=True))
     heading = "after training" if taught.models else "with the adapter"
-    word = workshop.config.initializer_token
     base = "base model" if plain == list(prompts) else f"base model: {word}"
     return after, labelled_grid(rows, (base, heading), labels)
 
@@ -65,7 +67,7 @@ def sample_prompts(workshop: Workshop) -> tuple[list[str], list[int]]:
     if config.validation_prompt is not None:
         return [config.validation_prompt], list(range(config.seed, config.seed + count))
     examples = workshop.gathered.train.examples
-    captions = list(dict.fromkeys(e.captions[0] for e in examples if any(e.captions)))
+    captions = list(dict.fromkeys(c for e in examples for c in e.captions if c))
     order = torch.randperm(len(captions), generator=generator(config.seed, "sample prompts"))
     return [captions[index] for index in order[:count].tolist()], [config.seed]
 

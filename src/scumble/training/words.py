@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from scumble.adapters.tokens import attach_tokens, check_free
 from scumble.config import TrainConfig
+from scumble.data.templates import TEMPLATES
 from scumble.errors import UserError
 from scumble.families import Components, Family, text_encoders
 from scumble.randomness import generator
@@ -87,10 +88,12 @@ def fresh_rows(workshop: Workshop) -> dict[str, dict[str, nn.Parameter]]:
     return rows
 
 
-def table_norm(workshop: Workshop) -> float:
-    """Mean length of the rows of the model's own words."""
-    (first, *_) = text_encoders(workshop.family)
-    return float(_table(workshop.components[first]).norm(dim=-1).mean())
+def table_norms(workshop: Workshop) -> dict[str, float]:
+    """Text encoder's component name -> mean length of the rows of the model's own words."""
+    return {
+        name: float(_table(workshop.components[name]).norm(dim=-1).mean())
+        for name in text_encoders(workshop.family)
+    }
 
 
 def _table(encoder: Any) -> Tensor:
@@ -98,20 +101,13 @@ def _table(encoder: Any) -> Tensor:
     return table.detach().float().cpu()
 
 
-def in_plain_words(config: TrainConfig, prompt: str) -> str:
-    """A prompt for the base, which does not know the new word: the starting word in its place."""
-    if config.placeholder_token is None:
-        return prompt
-    return prompt.replace(config.placeholder_token, config.initializer_token or "")
-
-
 def trigger_phrase(workshop: Workshop) -> str | None:
     """The words that call what was learnt, for the files that tell others."""
-    config = workshop.config
+    config, prompt = workshop.config, workshop.config.instance_prompt
+    # Where every picture has a caption of its own, a prompt for all was never learnt.
+    learnt = workshop.gathered.train.captions()
     if config.placeholder_token is None:
-        # Where every picture has a caption of its own, the prompt for all was never learnt.
-        learnt = workshop.gathered.train.captions()
-        return config.instance_prompt if config.instance_prompt in learnt else None
-    noun = "in the style of" if config.learnable_property == "style" else "of"
-    phrase = f"a picture {noun} {config.placeholder_token}"
-    return phrase if phrase in workshop.gathered.train.captions() else config.placeholder_token
+        return prompt if prompt in learnt else None
+    ready = TEMPLATES[config.learnable_property or "object"][0].format(config.placeholder_token)
+    known = (phrase for phrase in (prompt, ready) if phrase in learnt)
+    return next((phrase for phrase in known if phrase), config.placeholder_token)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scumble import console
 from scumble.adapters import ADAPTERS
 from scumble.adapters.inject import AdapterSet, Target, inject
 from scumble.config import TrainConfig
@@ -120,26 +119,11 @@ def fresh_adapters(workshop: Workshop) -> Mapping[str, AdapterSet]:
 
 
 def training_steps(workshop: Workshop, plan: BatchPlan) -> int:
-    """How many steps to train: as given, or so many epochs of the plan.
-
-    Raises:
-        UserError: the warm-up would last longer.
-    """
+    """How many steps to train: as given, or so many epochs of the plan."""
     config = workshop.config
     assert config.num_train_epochs is not None, "the configuration fills in the method's own"
     epochs = config.num_train_epochs * config.repeats
-    steps = config.max_train_steps or epochs * plan.steps_per_epoch
-    if config.lr_scheduler != "constant" and config.lr_warmup_steps >= steps:
-        raise UserError(
-            f"--lr_warmup_steps {config.lr_warmup_steps} would outlast the run of {steps} steps",
-            "Make it a tenth of the steps or less.",
-        )
-    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
-        console.say(
-            "--lr_warmup_steps has no effect with --lr_scheduler constant; "
-            "constant_with_warmup has one"
-        )
-    return steps
+    return config.max_train_steps or epochs * plan.steps_per_epoch
 
 
 def plan_batches(workshop: Workshop) -> BatchPlan:

@@ -2,9 +2,9 @@
 
 from scumble.errors import UserError
 from scumble.training.phase import Phase
-from scumble.training.rates import adapter_groups, row_group
+from scumble.training.rates import adapter_groups, row_groups
 from scumble.training.taught import Taught
-from scumble.training.words import fresh_rows, table_norm
+from scumble.training.words import fresh_rows, table_norms
 from scumble.training.workshop import Workshop, fresh_adapters, plan_batches, training_steps
 
 
@@ -25,12 +25,12 @@ def phases(workshop: Workshop) -> list[Phase]:
         )
     word = Taught(rows=fresh_rows(workshop))
     adapters = Taught(adapters=fresh_adapters(workshop))
-    norm, losses = table_norm(workshop), {"pictures": workshop.picture_loss()}
+    norms, losses = table_norms(workshop), {"pictures": workshop.picture_loss()}
     groups = adapter_groups(adapters.adapters, config, workshop.denoiser_name)
     second = adapters
     if config.row_learning_rate_after:
         second = adapters | word
-        groups.append(row_group(word.rows, config.row_learning_rate_after, config, norm))
+        groups += row_groups(word.rows, config.row_learning_rate_after, config, norms)
     return [
         Phase(
             name="word",
@@ -38,7 +38,7 @@ def phases(workshop: Workshop) -> list[Phase]:
             max_steps=pivot,
             plan=plan,
             taught=word,
-            groups=[row_group(word.rows, config.row_learning_rate, config, norm)],
+            groups=row_groups(word.rows, config.row_learning_rate, config, norms),
             losses=losses,
         ),
         Phase(

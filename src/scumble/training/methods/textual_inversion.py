@@ -1,9 +1,9 @@
 """Textual inversion: a new word, whose vectors alone are learnt (arXiv:2208.01618)."""
 
 from scumble.training.phase import Phase
-from scumble.training.rates import row_group
+from scumble.training.rates import row_groups
 from scumble.training.taught import Taught
-from scumble.training.words import fresh_rows, table_norm
+from scumble.training.words import fresh_rows, table_norms
 from scumble.training.workshop import Workshop, plan_batches, training_steps
 
 
@@ -13,7 +13,6 @@ def phases(workshop: Workshop) -> list[Phase]:
     plan = plan_batches(workshop)
     taught = Taught(rows=fresh_rows(workshop))
     assert config.learning_rate is not None, "the configuration fills in the method's own"
-    norm = table_norm(workshop)
     return [
         Phase(
             name="textual_inversion",
@@ -21,7 +20,7 @@ def phases(workshop: Workshop) -> list[Phase]:
             max_steps=training_steps(workshop, plan),
             plan=plan,
             taught=taught,
-            groups=[row_group(taught.rows, config.learning_rate, config, norm)],
+            groups=row_groups(taught.rows, config.learning_rate, config, table_norms(workshop)),
             losses={"pictures": workshop.picture_loss()},
         )
     ]
