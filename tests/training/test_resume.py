@@ -312,7 +312,7 @@ def test_the_saved_moments_matter(make_config, tmp_path, monkeypatch):
 def test_other_rates_group_parameters_anew_and_moments_stay_with_them(
     make_config, tmp_path, changes
 ):
-    """Rates of zero length in time: what is learnt behind the stop must not be mixed up."""
+    """The second moment of the step behind the stop is the square of its gradient in the first."""
     scumble.train(make_config(max_train_steps=2))
     config = make_config(max_train_steps=3, resume_from_checkpoint="latest", **changes)
     scumble.train(config)
