@@ -94,9 +94,9 @@ class AdapterFields:
 
     adapter_type: str = "lora"
     """Kind of adapter."""
-    rank: int = 4
-    """Width of the low-rank matrices. 4 to 8 for a style, 16 to 32 for fine detail; the file grows
-    with it."""
+    rank: int | None = None
+    """Width of the low-rank matrices: 4, or 16 for pivotal tuning. 4 to 8 for a style, 16 to 32
+    for fine detail; the file grows with it."""
     alpha: float | None = None
     """The change is scaled by alpha / rank; equal to the rank if not given, so that the scale is
     1."""

@@ -1,7 +1,7 @@
 """The options that only some training methods have, which those are, and what they start from."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from scumble.config.groups import (
     AdapterFields,
@@ -66,8 +66,9 @@ class TokenFields:
     initializer_token: str | None = None
     """A word that the model knows and that comes near, such as dog: where learning starts. Must be
     given."""
-    num_vectors: int = 1
-    """How many vectors the word stands for: more hold more detail and take more of the prompt."""
+    num_vectors: int | None = None
+    """How many vectors the word stands for: 1, and 2 for pivotal tuning. More hold more detail and
+    take more of the prompt."""
     learnable_property: Literal["object", "style"] | None = None
     """Use ready captions about an object or a style. If not given: the pictures' own captions,
     which must contain the placeholder, and where there are none, those for an object."""
@@ -111,24 +112,29 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
         "train_batch_size": 16,
         "num_train_epochs": 100,
         "validation_epochs": 1,
+        "rank": 4,
     },
     "dreambooth": {
         "learning_rate": 1e-4,
         "train_batch_size": 1,
         "num_train_epochs": 100,
         "validation_epochs": 50,
+        "rank": 4,
     },
     "textual_inversion": {
         "learning_rate": 5e-4,
         "train_batch_size": 1,
         "num_train_epochs": 300,
         "validation_epochs": 50,
+        "num_vectors": 1,
     },
     "pivotal_tuning": {
         "learning_rate": 1e-4,
         "train_batch_size": 1,
         "num_train_epochs": 200,
         "validation_epochs": 50,
+        "rank": 16,
+        "num_vectors": 2,
     },
     "full": {
         "learning_rate": 1e-5,
@@ -138,3 +144,11 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 """Method -> values of the options that are None above: what suits one method ruins another."""
+
+T = TypeVar("T")
+
+
+def given(value: T | None) -> T:
+    """The value of an option whose default depends on the method: every configuration has one."""
+    assert value is not None, "the configuration fills in the method's own"
+    return value

@@ -80,6 +80,11 @@ class TrainConfig(
         return self.train_data_dir or self.instance_data_dir
 
     @property
+    def teaches_adapters(self) -> bool:
+        """Whether adapters are put on the model."""
+        return self.rank is not None
+
+    @property
     def learns_words(self) -> bool:
         """Whether a new word is learnt."""
         return self.placeholder_token is not None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from scumble.adapters.inject import AdapterSet, matches
-from scumble.config import TrainConfig
+from scumble.config import TrainConfig, given
 from scumble.errors import UserError
 
 
@@ -47,7 +47,7 @@ def adapter_groups(
     """
     rates = [_parse_rate(text) for text in config.layer_learning_rates]
     _require_matches(rates, (path for adapters in sets.values() for path in adapters.layers))
-    main = _given(config.learning_rate)
+    main = given(config.learning_rate)
     grouped: dict[tuple[str, float], dict[str, nn.Parameter]] = defaultdict(dict)
     for component, adapters in sets.items():
         usual = main if component == denoiser else config.text_encoder_lr or main / 2
@@ -101,12 +101,7 @@ def row_groups(
 def model_group(name: str, model: nn.Module, config: TrainConfig) -> ParameterGroup:
     """A whole model, at one rate."""
     parameters = {f"{name}.{path}": parameter for path, parameter in model.named_parameters()}
-    return ParameterGroup(name, parameters, _given(config.learning_rate), config.adam_weight_decay)
-
-
-def _given(rate: float | None) -> float:
-    assert rate is not None, "the configuration fills in the method's own"
-    return rate
+    return ParameterGroup(name, parameters, given(config.learning_rate), config.adam_weight_decay)
 
 
 def _count(grouped: Mapping[tuple[str, float], object], component: str) -> int:

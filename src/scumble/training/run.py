@@ -95,7 +95,8 @@ def open_workshop(config: TrainConfig, runtime: Runtime) -> Workshop:
     )
     family = family_of(base)
     objective = family.objective(base)
-    targets(config, family)  # a malformed one is said before the long work
+    if config.teaches_adapters:
+        targets(config, family)  # a malformed one is said before the long work
     components = Components(base)
     if config.encodes_in_every_step:
         _load(family, components, list(text_encoders(family)), runtime, runtime.dtype)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scumble import console
+from scumble.config import given
 from scumble.errors import Stopped, UserError, first_line
 from scumble.training import results
 from scumble.training.average import Average, copy_into
@@ -167,9 +168,8 @@ class Sitting:
         config = self.workshop.config
         if config.validation_steps is not None:
             return self.done % config.validation_steps == 0 or self.done == self.total
-        assert config.validation_epochs is not None, "the configuration fills in the method's own"
         epoch = result.plan.epoch + 1
-        is_wanted = epoch % config.validation_epochs == 0 and result.ends_epoch
+        is_wanted = epoch % given(config.validation_epochs) == 0 and result.ends_epoch
         return is_wanted or self.done == self.total
 
     def _measure(self, update: Update, average: Average) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from scumble.adapters.tokens import attach_tokens, check_free
-from scumble.config import TrainConfig
+from scumble.config import TrainConfig, given
 from scumble.data.templates import TEMPLATES
 from scumble.errors import UserError
 from scumble.families import Components, Family, text_encoders
@@ -23,19 +23,17 @@ def check_words(config: TrainConfig, components: Components, family: Family) -> 
     """
     for name in text_encoders(family).values():
         tokenizer = components[name]
-        word = config.placeholder_token
-        assert word is not None, "the configuration has checked it"
+        ((word, count),) = new_words(config).items()
         if len(word.split()) != 1 or "," in word:
             raise UserError(
                 f"--placeholder_token '{word}' is not one word",
                 'Choose one without spaces and commas that is no word yet: "<pip>".',
             )
-        check_free(tokenizer, "--placeholder_token", {word: config.num_vectors})
+        check_free(tokenizer, "--placeholder_token", {word: count})
         room = tokenizer.model_max_length - 2
-        if config.num_vectors > room // 2:
+        if count > room // 2:
             raise UserError(
-                f"--num_vectors {config.num_vectors} leaves no room for other words: a prompt has "
-                f"{room} tokens",
+                f"--num_vectors {count} leaves no room for other words: a prompt has {room} tokens",
                 "Two to four hold a lot; more than eight rarely help.",
             )
         initializer_id(config, tokenizer)
@@ -43,7 +41,8 @@ def check_words(config: TrainConfig, components: Components, family: Family) -> 
 
 def new_words(config: TrainConfig) -> dict[str, int]:
     """The run's new word -> how many vectors it stands for; empty where none is learnt."""
-    return {config.placeholder_token: config.num_vectors} if config.placeholder_token else {}
+    word = config.placeholder_token
+    return {} if word is None else {word: given(config.num_vectors)}
 
 
 def initializer_id(config: TrainConfig, tokenizer: Any) -> int:
@@ -73,17 +72,16 @@ def fresh_rows(workshop: Workshop) -> dict[str, dict[str, nn.Parameter]]:
     """
     config, components = workshop.config, workshop.components
     rows: dict[str, dict[str, nn.Parameter]] = {}
-    assert config.placeholder_token is not None
+    ((word, count),) = new_words(config).items()
     for name, tokenizer_name in text_encoders(workshop.family).items():
         encoder, tokenizer = components[name], components[tokenizer_name]
         table = _table(encoder)
-        start = table[initializer_id(config, tokenizer)].repeat(config.num_vectors, 1)
+        start = table[initializer_id(config, tokenizer)].repeat(count, 1)
         noise = torch.randn(start.shape, generator=generator(config.seed, f"row init {name}"))
         # The first vector is the starting word itself; without noise the others would be its twins.
         noise[0] = 0
         start = start + config.row_init_noise * table.std() * noise
-        tokens = {config.placeholder_token: start}
-        rows[name] = attach_tokens(encoder, tokenizer, ADAPTER_NAME, tokens)
+        rows[name] = attach_tokens(encoder, tokenizer, ADAPTER_NAME, {word: start})
     report_long(workshop.gathered.captions(), workshop.family, components, new_words(config))
     return rows
 

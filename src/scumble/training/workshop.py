@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from scumble.adapters import ADAPTERS
 from scumble.adapters.inject import AdapterSet, Target, inject
-from scumble.config import TrainConfig
+from scumble.config import TrainConfig, given
 from scumble.data.buckets import BatchPlan
 from scumble.diffusion.objectives import DiscreteObjective
 from scumble.errors import UserError
@@ -58,8 +58,7 @@ class Workshop:
     def batch_size(self) -> int:
         """Pictures per optimizer step over all processes."""
         config = self.config
-        assert config.train_batch_size is not None, "the configuration fills in the method's own"
-        pictures = config.train_batch_size * config.gradient_accumulation_steps
+        pictures = given(config.train_batch_size) * config.gradient_accumulation_steps
         return pictures * self.runtime.num_processes
 
     def dropouts(self) -> Dropouts:
@@ -82,9 +81,9 @@ def targets(config: TrainConfig, family: Family) -> dict[str, list[Target]]:
         known = ", ".join(ADAPTERS)
         raise UserError(f"unknown --adapter_type '{config.adapter_type}'", f"Known: {known}.")
     denoiser = family.components[0]
-    chosen = {denoiser: _parse(config, config.target_modules, family, denoiser, config.rank)}
+    chosen = {denoiser: _parse(config, config.target_modules, family, denoiser, given(config.rank))}
     if config.train_text_encoder:
-        rank = config.text_encoder_rank or config.rank
+        rank = config.text_encoder_rank or given(config.rank)
         for name in text_encoders(family):
             patterns = config.text_encoder_target_modules
             chosen[name] = _parse(config, patterns, family, name, rank)
@@ -121,8 +120,7 @@ def fresh_adapters(workshop: Workshop) -> Mapping[str, AdapterSet]:
 def training_steps(workshop: Workshop, plan: BatchPlan) -> int:
     """How many steps to train: as given, or so many epochs of the plan."""
     config = workshop.config
-    assert config.num_train_epochs is not None, "the configuration fills in the method's own"
-    epochs = config.num_train_epochs * config.repeats
+    epochs = given(config.num_train_epochs) * config.repeats
     return config.max_train_steps or epochs * plan.steps_per_epoch
 
 

@@ -1,5 +1,6 @@
 """Textual inversion: a new word, whose vectors alone are learnt (arXiv:2208.01618)."""
 
+from scumble.config import given
 from scumble.training.phase import Phase
 from scumble.training.rates import row_groups
 from scumble.training.taught import Taught
@@ -12,7 +13,7 @@ def phases(workshop: Workshop) -> list[Phase]:
     config = workshop.config
     plan = plan_batches(workshop)
     taught = Taught(rows=fresh_rows(workshop))
-    assert config.learning_rate is not None, "the configuration fills in the method's own"
+    rate, norms = given(config.learning_rate), table_norms(workshop)
     return [
         Phase(
             name="textual_inversion",
@@ -20,7 +21,7 @@ def phases(workshop: Workshop) -> list[Phase]:
             max_steps=training_steps(workshop, plan),
             plan=plan,
             taught=taught,
-            groups=row_groups(taught.rows, config.learning_rate, config, table_norms(workshop)),
+            groups=row_groups(taught.rows, rate, config, norms),
             losses={"pictures": workshop.picture_loss()},
         )
     ]
