@@ -444,3 +444,11 @@ def test_tokens_that_did_not_reach_the_file_are_missed(change, monkeypatch, tmp_
     with pytest.raises(UserError, match="'<thing>' did not come back"):
         write_adapter(CASES["bundle"], tmp_path / "a.safetensors", NAMES, "spoiling")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_vectors_that_name_encoders_and_no_tokens_are_refused(tmp_path):
+    for keys in (("clip_l",), ("clip_l", "clip_g")):
+        path = tmp_path / "style_emb.safetensors"
+        save_file({key: torch.ones(2, 8) for key in keys}, path)
+        with pytest.raises(UserError, match="does not say what its tokens are called"):
+            read_adapter(path, NAMES)

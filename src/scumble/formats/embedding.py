@@ -15,6 +15,9 @@ from scumble.formats.weights import AdapterWeights, LearnedToken
 NAMELESS = "emb_params"
 """A1111's key, which does not name the token."""
 
+ENCODERS = {"clip_l", "clip_g"}
+"""Keys of diffusers' advanced scripts, which name text encoders and no tokens."""
+
 PARAMETERS = (".weight", ".bias", ".alpha", ".diff", ".dora_scale")
 """Ends of keys that belong to layers; no token is called so."""
 
@@ -40,10 +43,16 @@ def read(path: Path, key_names: KeyNames) -> AdapterWeights:
         key_names: the family's names.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or does not name its tokens.
     """
     tensors, metadata = read_container(path)
     encoder = next(iter(key_names.tokens))
+    if tensors.keys() <= ENCODERS:
+        raise UserError(
+            f"{path.name} does not say what its tokens are called, only for which text encoders "
+            f"they are: {', '.join(sorted(tensors))}",
+            "The model card beside it names them; files of that kind are not read yet.",
+        )
     if tensors.keys() == {NAMELESS}:
         tensors = {path.stem: tensors[NAMELESS]}
     tokens = {
