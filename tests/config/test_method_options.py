@@ -83,6 +83,11 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("text_to_image", {"early_stop": 3}, "--early_stop has nothing to decide by"),
     (
+        "textual_inversion",
+        {"adam_weight_decay": 0.1},
+        "--adam_weight_decay has no effect with --row_norm_pull",
+    ),
+    (
         "text_to_image",
         {"validation_steps": 10},
         "--validation_steps has no effect without anything to validate",
@@ -149,6 +154,7 @@ HARMLESS: list[tuple[str, dict[str, Any]]] = [
     ("dreambooth", {**PRIOR, "num_class_images": 7}),
     ("dreambooth", {**BASE_PRIOR, "prior_loss_weight": 2.0}),
     ("textual_inversion", {"learnable_property": "style"}),
+    ("textual_inversion", {"adam_weight_decay": 0.1, "row_norm_pull": 0.0}),
     ("textual_inversion", {"instance_prompt": "a <pip>"}),
     ("full", {"mixed_precision": "no"}),
     ("text_to_image", {"mixed_precision": "bf16"}),

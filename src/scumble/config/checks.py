@@ -201,6 +201,12 @@ def _idle(config: "TrainConfig") -> Iterator[tuple[str, str]]:
     for name, needed in NEEDS:
         if getattr(config, name) and not getattr(config, needed):
             yield f"--{name} has no effect without --{needed}", f"Add --{needed}."
+    decay = config.adam_weight_decay != _default(config, "adam_weight_decay")
+    if config.method == "textual_inversion" and config.row_norm_pull and decay:
+        yield (
+            "--adam_weight_decay has no effect with --row_norm_pull, which takes its place",
+            "Leave it away, or say --row_norm_pull 0.",
+        )
     if config.early_stop is not None and not config.holds_out:
         yield (
             "--early_stop has nothing to decide by",
