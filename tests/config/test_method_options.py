@@ -124,10 +124,6 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
             ({"initializer_token": None}, "the new word needs a word to start from"),
         )
     ),
-    *(
-        ("full", {"mixed_precision": precision}, f"every weight in fp32, not {precision}")
-        for precision in ("fp16", "bf16")
-    ),
     ("text_to_image", {"hub_model_id": "a/b"}, "--hub_model_id has no effect without"),
     ("text_to_image", {"push_to_hub": True}, "--push_to_hub is not available yet"),
 ]
@@ -156,7 +152,7 @@ HARMLESS: list[tuple[str, dict[str, Any]]] = [
     ("textual_inversion", {"learnable_property": "style"}),
     ("textual_inversion", {"adam_weight_decay": 0.1, "row_norm_pull": 0.0}),
     ("textual_inversion", {"instance_prompt": "a <pip>"}),
-    ("full", {"mixed_precision": "no"}),
+    ("full", {"mixed_precision": "bf16"}),  # the machine decides what that means
     ("text_to_image", {"mixed_precision": "bf16"}),
 ]
 """(method, what stands beside it and may): each contradiction has a neighbour that is none."""

@@ -366,3 +366,27 @@ def test_after_a_nan_with_fp16_nothing_moves_however_late_it_is_read(
     for name, moments in good["update"]["moments"].items():
         again = kept["update"]["moments"][name]
         assert all(torch.equal(value, again[key]) for key, value in moments.items())
+
+
+def test_a_full_disk_as_torch_words_it_costs_no_older_checkpoint(
+    make_config, tmp_path, monkeypatch
+):
+    config = make_config(checkpointing_steps=2)
+    save, calls = torch.save, []
+
+    def full(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+        save(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(UserError, match="No space left"):
+            scumble.train(config)
+    names = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    assert names == {"checkpoint-2"}
+    config.resume_from_checkpoint = "latest"
+    scumble.train(config)
+    scumble.train(make_config(output_dir=str(tmp_path / "whole")))
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")

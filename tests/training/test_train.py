@@ -344,3 +344,15 @@ def test_a_full_size_file_has_256_tensors_and_3_mb(full_size_adapter, tmp_path):
     path = scumble.write_adapter(full_size_adapter, tmp_path / "a.safetensors")
     assert len(load_file(path)) == 256
     assert 3_188_736 < path.stat().st_size < 3_260_000
+
+
+@pytest.mark.parametrize("by", ["flag", "launcher"])
+def test_every_weight_learns_in_fp32_or_not_at_all(make_config, tmp_path, monkeypatch, by):
+    """Without masters in fp32 small updates would be rounded away, and nobody would know."""
+    changes = {"mixed_precision": "bf16"} if by == "flag" else {}
+    if by == "launcher":
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(UserError, match="every weight in fp32, not bf16"):
+        scumble.train(make_config(method="full", **changes))
+    assert not (tmp_path / "out").exists()
+    scumble.train(make_config(**changes, max_train_steps=1))

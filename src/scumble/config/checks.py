@@ -132,7 +132,7 @@ def check_together(config: "TrainConfig") -> None:
 def _contradictions(config: "TrainConfig") -> Iterator[tuple[str, str]]:
     yield from _sources(config)
     yield from _idle(config)
-    if config.method == "dreambooth":
+    if "class_prompt" in _own(config):
         yield from _prior(config)
     if config.placeholder_token is None and "placeholder_token" in _own(config):
         yield "there is no new word to learn", 'Name one: --placeholder_token "<pip>".'
@@ -146,11 +146,6 @@ def _contradictions(config: "TrainConfig") -> Iterator[tuple[str, str]]:
             "--learnable_property and --instance_prompt both say how pictures are captioned",
             "Give one of them.",
         )
-    if config.method == "full" and config.mixed_precision in ("fp16", "bf16"):
-        yield (
-            f"full fine-tuning needs every weight in fp32, not {config.mixed_precision}",
-            "Leave --mixed_precision away, or train an adapter.",
-        )
     if config.hub_model_id is not None and not config.push_to_hub:
         yield "--hub_model_id has no effect without --push_to_hub", ""
     if config.push_to_hub:
@@ -162,11 +157,11 @@ def _contradictions(config: "TrainConfig") -> Iterator[tuple[str, str]]:
 
 def _sources(config: "TrainConfig") -> Iterator[tuple[str, str]]:
     folders = ["train_data_dir", "dataset_name"]
-    folders += ["instance_data_dir"] if config.method == "dreambooth" else []
+    folders += ["instance_data_dir"] if "instance_data_dir" in _own(config) else []
     given = [name for name in folders if getattr(config, name) is not None]
     if len(given) != 1:
         names = " and ".join(f"--{name}" for name in folders)
-        best = folders[-1] if config.method == "dreambooth" else folders[0]
+        best = next(name for name in reversed(folders) if name.endswith("_dir"))
         yield (
             f"name the pictures: exactly one of {names}",
             f"For a folder of your own pictures: --{best} FOLDER.",
@@ -202,7 +197,8 @@ def _idle(config: "TrainConfig") -> Iterator[tuple[str, str]]:
         if getattr(config, name) and not getattr(config, needed):
             yield f"--{name} has no effect without --{needed}", f"Add --{needed}."
     decay = config.adam_weight_decay != _default(config, "adam_weight_decay")
-    if config.method == "textual_inversion" and config.row_norm_pull and decay:
+    rows_alone = config.learns_words and not config.teaches_adapters
+    if rows_alone and config.row_norm_pull and decay:
         yield (
             "--adam_weight_decay has no effect with --row_norm_pull, which takes its place",
             "Leave it away, or say --row_norm_pull 0.",

@@ -85,6 +85,11 @@ class TrainConfig(
         return self.rank is not None
 
     @property
+    def teaches_every_weight(self) -> bool:
+        """Whether the denoiser's own weights learn."""
+        return not (self.teaches_adapters or self.learns_words)
+
+    @property
     def learns_words(self) -> bool:
         """Whether a new word is learnt."""
         return self.placeholder_token is not None

@@ -81,17 +81,16 @@ def gather_data(
     vae = family.components[-1]
     family.load(components, [vae], encoder_dtype(runtime.dtype))
     components[vae].to(runtime.device)
-    encoder = PictureEncoder(config, family, components, sizes, store)
-    # Any class picture may stand beside any other: they all are of one size.
-    one_size = [size for size in sizes if size[0] == size[1]]
-    square = PictureEncoder(config, family, components, one_size, store)
-    train = encoder.encode(pictures, length_hint(pictures, 0) or None)
+    encoder = PictureEncoder(config, family, components, store)
+    train = encoder.encode(pictures, sizes, length_hint(pictures, 0) or None)
     if source.streaming:
         _say(report)
+    # Any class picture may stand beside any other: they all are of one size.
+    square = [size for size in sizes if size[0] == size[1]]
     gathered = Gathered(
         train,
-        encoder.encode(held_out, len(held_out)) if held_out else None,
-        square.encode(class_pictures, len(class_pictures)) if class_pictures else None,
+        encoder.encode(held_out, sizes, len(held_out)) if held_out else None,
+        encoder.encode(class_pictures, square, len(class_pictures)) if class_pictures else None,
     )
     components.release(vae)
     if runtime.device.type == "cuda":

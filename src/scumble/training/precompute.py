@@ -89,7 +89,6 @@ class PictureEncoder:
         config: crops and cache settings.
         family: how to encode.
         components: with the VAE loaded, on the device to encode on.
-        sizes: the bucket sizes in use.
         store: to fill.
     """
 
@@ -98,22 +97,26 @@ class PictureEncoder:
         config: TrainConfig,
         family: Family,
         components: Components,
-        sizes: Sequence[tuple[int, int]],
         store: TensorStore,
     ) -> None:
         self.config = config
         self.family = family
         self.components = components
-        self.sizes = sizes
         self.store = store
         self.vae_key = model_key(components[family.components[-1]])
 
     @torch.no_grad()
-    def encode(self, pictures: Iterable[Picture], total: int | None) -> EncodedData:
+    def encode(
+        self,
+        pictures: Iterable[Picture],
+        sizes: Sequence[tuple[int, int]],
+        total: int | None = None,
+    ) -> EncodedData:
         """Encode every picture in all its crops.
 
         Args:
             pictures: good ones; each is decoded only if some crop of it is not in the store.
+            sizes: the bucket sizes in use.
             total: how many there are, for the progress bar; None if not known.
 
         Raises:
@@ -122,7 +125,7 @@ class PictureEncoder:
         examples, reused = [], 0
         with console.progress(total, "encoding pictures", unit="picture") as bar:
             for picture in pictures:
-                example, was_stored = self._picture(picture)
+                example, was_stored = self._picture(picture, sizes)
                 examples.append(example)
                 reused += was_stored
                 bar.update()
@@ -133,8 +136,10 @@ class PictureEncoder:
         self.store.repaired.clear()
         return EncodedData(examples, self.store)
 
-    def _picture(self, picture: Picture) -> tuple[EncodedExample, bool]:
-        bucket = nearest_bucket(picture.width_px, picture.height_px, self.sizes)
+    def _picture(
+        self, picture: Picture, sizes: Sequence[tuple[int, int]]
+    ) -> tuple[EncodedExample, bool]:
+        bucket = nearest_bucket(picture.width_px, picture.height_px, sizes)
         crops = crops_of(
             picture.width_px,
             picture.height_px,

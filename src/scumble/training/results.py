@@ -41,12 +41,9 @@ class TrainResult:
 
 def adapter_weights(workshop: Workshop, taught: Taught) -> AdapterWeights:
     """Take what has been taught off the live model, in the form that files hold."""
-    names, config = workshop.family.key_names, workshop.config
+    config = workshop.config
     components = {
-        component: {
-            names.to_file(component, path): entry
-            for path, entry in module_weights(adapters, config.adapter_type).items()
-        }
+        component: module_weights(adapters, config.adapter_type)
         for component, adapters in taught.adapters.items()
     }
     words = {word for rows in taught.rows.values() for word in rows}

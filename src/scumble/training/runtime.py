@@ -97,7 +97,7 @@ def prepare_runtime(config: TrainConfig) -> Runtime:
     dtype, note = weight_dtype(precision, accelerator.device)
     if note:
         console.say(note)
-    if config.method == "full" and dtype != torch.float32:
+    if config.teaches_every_weight and dtype != torch.float32:
         raise UserError(
             f"full fine-tuning needs every weight in fp32, not {precision}",
             "Say --mixed_precision no, here or to accelerate launch.",
