@@ -117,6 +117,13 @@ class Adapter(nn.Module, ABC):
         """The change of the output for input `x`, or None where only `merged` can give it."""
         return None
 
+    def thin(self) -> tuple[Tensor, Tensor] | None:
+        """`branch` on a Linear as two thin matrices in fp32: down (R, I) and up (O, R).
+
+        Scale and rank dropout are in `up`. None where the change is not such a product.
+        """
+        return None
+
     def merged(self, weight: Tensor, strength: float) -> Tensor:
         """The layer's weight with the change in it.
 

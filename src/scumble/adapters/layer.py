@@ -26,8 +26,8 @@ class AdaptedLayer(nn.Module):
         self.names: list[str] = []
         self.strengths: dict[str, float] = {}
         self._original: Tensor | None = None
-        self.register_state_dict_post_hook(hide_wrapper)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(expect_wrapper)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(hide_wrapper)
+        self.register_load_state_dict_pre_hook(expect_wrapper)
 
     @property
     def weight(self) -> Tensor:
@@ -67,6 +67,24 @@ class AdaptedLayer(nn.Module):
         """The adapters whose strength is not zero, with it, in the order they were added."""
         pairs = zip(self.adapters, (self.strengths[name] for name in self.names), strict=True)
         return [(cast(Adapter, adapter), strength) for adapter, strength in pairs if strength]
+
+    def thin(self) -> list[tuple[Tensor, Tensor]] | None:
+        """What is added to a Linear's weight at present, as products of thin matrices.
+
+        Returns:
+            fp32 pairs (down (R, I), up (O, R)) with every factor in `up`; None where the output
+            cannot be computed that way.
+        """
+        if self.is_merged:
+            return []
+        pairs = []
+        for adapter, strength in self.active():
+            pair = None if adapter.input_dropout else adapter.thin()
+            if pair is None:
+                return None
+            down, up = pair
+            pairs.append((down, up if strength == 1 else up * strength))
+        return pairs
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output with every adapter's change in it."""

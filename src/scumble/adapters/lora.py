@@ -73,6 +73,13 @@ class LoRA(Adapter):
         change = nn.functional.conv2d(hidden, up) if self.layer.is_conv else hidden @ up.T
         return change * self.scale
 
+    def thin(self) -> tuple[Tensor, Tensor] | None:
+        """The two matrices themselves, scale and rank dropout in `up`."""
+        if self.layer.is_conv:
+            return None
+        up_OR = self.up if self.scale == 1 else self.up * self.scale
+        return self.down, up_OR if self.rank_mask is None else up_OR * self.rank_mask
+
     @classmethod
     def rank_of(cls, tensors: Mapping[str, Tensor]) -> int:
         """The rank is the first dimension of `down`, which is a matrix or a kernel."""

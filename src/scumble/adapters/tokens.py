@@ -46,8 +46,8 @@ class TokenRows(nn.Module):
         self.register_buffer("ids", self._all_ids(), persistent=False)
         self.tokenizer: Any = None
         """Kept for whoever attached the first tokens to a copy: what to put back after the last."""
-        self.register_state_dict_post_hook(hide_wrapper)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(expect_wrapper)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(hide_wrapper)
+        self.register_load_state_dict_pre_hook(expect_wrapper)
 
     @property
     def weight(self) -> Tensor:
@@ -109,7 +109,7 @@ class TokenRows(nn.Module):
 
         `fn` is what torch does to every tensor of a model that is moved or cast.
         """
-        self.base._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.base._apply(fn, recurse)
         device = self.base.weight.device
         for rows in self.rows:
             rows.data = rows.data.to(device)

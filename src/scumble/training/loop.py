@@ -86,7 +86,7 @@ def _add_up(phase: Phase, runtime: Runtime, sums: Mapping[str, Tensor]) -> dict[
     flat = torch.cat([torch.stack(list(sums.values())), *(grad.flatten() for grad in grads)])
     flat = cast(Tensor, runtime.accelerator.reduce(flat, reduction="sum"))
     sizes = [len(sums), *(grad.numel() for grad in grads)]
-    totals, *parts = flat.split(sizes)  # type: ignore[no-untyped-call]
+    totals, *parts = flat.split(sizes)
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)
     return dict(zip(sums, totals.unbind(), strict=True))

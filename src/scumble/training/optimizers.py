@@ -65,7 +65,7 @@ class Update:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a part of the step's loss."""
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()
 
     def step(self, step: int, loss: Tensor) -> Tensor:
         """Clip, take step `step` of the phase, and clear the gradients.

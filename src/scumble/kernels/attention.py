@@ -1,0 +1,223 @@
+"""Attention: which implementation computes it, and a form that keeps neither q, k nor v.
+
+Shape suffixes: B batch, H heads, T tokens, D head width.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from scumble.kernels.projection import (
+    Frozen,
+    Norm,
+    Thin,
+    norm_backward,
+    normed,
+    project,
+    project_backward,
+)
+
+aten: Any = torch.ops.aten
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(q, k, v), each of shape (B, H, T, D) -> the mixed values, shape (B, H, T, D)."""
+
+
+def sdpa(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
+    """PyTorch's own choice of implementation."""
+    if q_BHTD.device.type == "meta":
+        # Where nothing is computed PyTorch chooses the form that keeps every weight of the softmax.
+        out: Tensor = aten._scaled_dot_product_flash_attention_for_cpu(q_BHTD, k_BHTD, v_BHTD)[0]
+        return out
+    return functional.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD)
+
+
+def xformers(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
+    """XFormers' memory-efficient attention.
+
+    Raises:
+        ImportError: xFormers is not installed.
+    """
+    from xformers.ops import memory_efficient_attention
+
+    # xFormers has the heads behind the tokens.
+    q, k, v = (t.transpose(1, 2).contiguous() for t in (q_BHTD, k_BHTD, v_BHTD))
+    result: Tensor = memory_efficient_attention(q, k, v)
+    return result.transpose(1, 2)
+
+
+ATTENTION: dict[str, Attend] = {"auto": sdpa, "sdpa": sdpa, "xformers": xformers}
+"""Value of --attention -> implementation."""
+
+
+class Source(NamedTuple):
+    """One stack of projections of attention, and what it projects.
+
+    Args:
+        frozen: stacked weights: q, k, v of self-attention; q, or k and v, of cross-attention.
+        thin: their trainable changes.
+    """
+
+    frozen: Frozen
+    thin: Thin
+
+
+class RecomputedAttention(torch.autograd.Function):
+    """LayerNorm, q, k, v and attention: keeps the input, the output and the softmax's logsumexp.
+
+    q, k and v are projected again on the way back; the attention itself is not repeated where
+    PyTorch has a backward that takes the logsumexp.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        context: Tensor | None,
+        norm: Norm,
+        heads: int,
+        attend: Attend,
+        first: Frozen,
+        second: Frozen | None,
+        *thin: Tensor | None,
+    ) -> Tensor:
+        """See `recomputed_attention`."""
+        x, mean, rstd = normed(h, norm)
+        sources = [Source(first, Thin(*thin[:2]))]
+        if second is not None:
+            sources.append(Source(second, Thin(*thin[2:])))
+        q, k, v = _project_heads(x, context, sources, heads)
+        out_BHTD, logsumexp = _forward(q, k, v, attend)
+        ctx.save_for_backward(h, context, mean, rstd, out_BHTD, logsumexp, *thin)
+        ctx.settings = norm, heads, attend, first, second
+        return out_BHTD.transpose(1, 2).flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Project again, go back through the attention, then through the projections."""
+        h, context, mean, rstd, out_BHTD, logsumexp, *thin = ctx.saved_tensors
+        norm, heads, attend, first, second = ctx.settings
+        needs_h, needs_context = ctx.needs_input_grad[:2]
+        x = normed(h, norm)[0]
+        sources = [Source(first, Thin(*thin[:2]))]
+        if second is not None:
+            sources.append(Source(second, Thin(*thin[2:])))
+        q, k, v = _project_heads(x, context, sources, heads)
+        grad_BHTD = grad.unflatten(-1, (heads, -1)).transpose(1, 2)
+        grads = _backward(grad_BHTD, q, k, v, out_BHTD, logsumexp, attend)
+        del q, k, v
+        rows = [g.transpose(1, 2).flatten(2) for g in grads]
+        del grads
+        if second is None:
+            found = project_backward(torch.cat(rows, -1), x, *sources[0], needs_x=needs_h)
+            others: tuple[Tensor | None, ...] = (None, None)
+            grad_context = None
+        else:
+            found = project_backward(rows[0], x, *sources[0], needs_x=needs_h)
+            grad_context, *others = project_backward(  # type: ignore[assignment]
+                torch.cat(rows[1:], -1), context, *sources[1], needs_x=needs_context
+            )
+        grad_h = norm_backward(found.x, h, norm, mean, rstd)
+        return (grad_h, grad_context, *(None,) * 5, *found[1:], *others)
+
+
+def recomputed_attention(
+    h: Tensor,
+    context: Tensor | None,
+    norm: Norm,
+    heads: int,
+    attend: Attend,
+    sources: list[Source],
+) -> Tensor:
+    """Attention of `h` to itself, or to `context`, that keeps neither q, k nor v.
+
+    Args:
+        h: shape (B, T, C).
+        context: what keys and values come from; None for `h` itself.
+        norm: applied to `h` first.
+        heads: of the attention.
+        attend: the implementation.
+        sources: [q, k, v stacked] for self-attention, [q], [k and v stacked] for cross-attention.
+
+    Returns:
+        Shape (B, T, inner width), before the output projection.
+    """
+    second = sources[1] if len(sources) > 1 else Source(Frozen(h, None), Thin())
+    result: Tensor = RecomputedAttention.apply(
+        h,
+        context,
+        norm,
+        heads,
+        attend,
+        sources[0].frozen,
+        second.frozen if len(sources) > 1 else None,
+        *sources[0].thin,
+        *second.thin,
+    )
+    return result
+
+
+def _project_heads(
+    x: Tensor, context: Tensor | None, sources: list[Source], heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    projected = project(x, *sources[0])
+    if len(sources) == 1:
+        q, k, v = projected.chunk(3, -1)
+    else:
+        assert context is not None
+        q = projected
+        k, v = project(context, *sources[1]).chunk(2, -1)
+    return split_heads(q, heads), split_heads(k, heads), split_heads(v, heads)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, T, H D) -> (B, H, T, D)."""
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
+
+
+def _keeps_logsumexp(q: Tensor, attend: Attend) -> str:
+    """The kind of kernel whose logsumexp PyTorch hands out, or ""."""
+    if attend is not sdpa:
+        return ""
+    if q.device.type in ("cpu", "meta"):
+        return "cpu"
+    is_half = q.dtype in (torch.float16, torch.bfloat16)
+    return "flash" if q.device.type == "cuda" and is_half and q.shape[-1] % 8 == 0 else ""
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> tuple[Tensor, Any]:
+    kind = _keeps_logsumexp(q, attend)
+    if kind == "cpu":
+        out, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False)
+        return out, logsumexp
+    if kind == "flash":
+        out, logsumexp, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False)
+        return out, logsumexp
+    return attend(q, k, v), None
+
+
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Any, attend: Attend
+) -> tuple[Tensor, ...]:
+    kind = _keeps_logsumexp(q, attend)
+    if kind == "cpu":
+        backward = aten._scaled_dot_product_flash_attention_for_cpu_backward
+        grads: tuple[Tensor, ...] = backward(grad, q, k, v, out, logsumexp, 0.0, False)
+        return grads
+    if kind == "flash":
+        # Without dropout the generator's state is not read, and no sequence is ragged.
+        state = torch.empty(2, dtype=torch.uint64, device=q.device)
+        lengths = (None, None, q.shape[2], k.shape[2])
+        backward = aten._scaled_dot_product_flash_attention_backward
+        empty = torch.empty(0, dtype=torch.uint64, device=q.device)
+        grads = backward(grad, q, k, v, out, logsumexp, *lengths, 0.0, False, state, empty)
+        return grads
+    # Nothing handed out: once more forward, then back.
+    with torch.enable_grad():
+        inputs = [t.detach().requires_grad_(True) for t in (q, k, v)]
+        return torch.autograd.grad(attend(*inputs), inputs, grad)

@@ -1,0 +1,105 @@
+"""Read a Linear, adapted or not, as a frozen map and a thin change; stack several of one input."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scumble.adapters.layer import AdaptedLayer
+from scumble.kernels.projection import Frozen, Norm, Thin
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer can be computed as a frozen map and a thin change at present."""
+    if isinstance(layer, AdaptedLayer):
+        return isinstance(layer.base, nn.Linear) and layer.thin() is not None
+    return type(layer) is nn.Linear and not layer.weight.requires_grad
+
+
+def linear_of(layer: nn.Module) -> nn.Linear:
+    """The Linear itself, of one that may carry adapters."""
+    linear = layer.base if isinstance(layer, AdaptedLayer) else layer
+    assert isinstance(linear, nn.Linear)
+    return linear
+
+
+def norm_of(layer: nn.Module) -> Norm:
+    """A frozen LayerNorm as its numbers."""
+    assert isinstance(layer, nn.LayerNorm)
+    return Norm(layer.weight, layer.bias, layer.eps)
+
+
+def read(layers: Sequence[nn.Module], dtype: torch.dtype) -> tuple[Frozen, Thin]:
+    """Stack the maps of `layers`, which all take the same input and have outputs of one width.
+
+    Args:
+        layers: such that `is_plain` holds for each.
+        dtype: of the computation; only the thin matrices are cast.
+    """
+    linears = [linear_of(layer) for layer in layers]
+    weights: list[Tensor] = [linear.weight for linear in linears]
+    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+    weight = weights[0] if len(weights) == 1 else _stacked(weights)
+    bias = (biases[0] if len(biases) == 1 else torch.cat(biases)) if biases else None
+    pairs = [_thin_pair(layer) for layer in layers]
+    rank = max((pair[0].shape[0] for pair in pairs if pair is not None), default=0)
+    if rank == 0:
+        return Frozen(weight, bias), Thin()
+    downs, ups = [], []
+    for pair, linear in zip(pairs, linears, strict=True):
+        down_RI, up_OR = pair or _nothing(linear.weight)
+        missing = rank - down_RI.shape[0]
+        downs.append(functional.pad(down_RI, (0, 0, 0, missing)) if missing else down_RI)
+        ups.append(functional.pad(up_OR, (0, missing)) if missing else up_OR)
+    return Frozen(weight, bias), Thin(_stack(downs).to(dtype), _stack(ups).to(dtype))
+
+
+def stack_weights(linears: Sequence[nn.Linear]) -> None:
+    """Let the weights of several Linears lie behind one another, values and objects unchanged."""
+    together = torch.cat([linear.weight.detach() for linear in linears])
+    parts = together.split([linear.out_features for linear in linears])
+    for linear, part in zip(linears, parts, strict=True):
+        linear.weight.data = part
+
+
+def unstack_weights(linears: Sequence[nn.Linear]) -> None:
+    """Give each Linear memory of its own again."""
+    for linear in linears:
+        linear.weight.data = linear.weight.detach().clone()
+
+
+def _stacked(weights: Sequence[Tensor]) -> Tensor:
+    """The weights as one: a view where `stack_weights` laid them so, else a copy."""
+    first = weights[0]
+    place = first.storage_offset()
+    for weight in weights:
+        is_next = (
+            weight.untyped_storage()._cdata == first.untyped_storage()._cdata
+            and weight.storage_offset() == place
+            and weight.is_contiguous()
+        )
+        if not is_next:
+            return torch.cat([w.detach() for w in weights])
+        place += weight.numel()
+    rows = sum(weight.shape[0] for weight in weights)
+    return first.detach().as_strided((rows, first.shape[1]), first.stride())
+
+
+def _thin_pair(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+    pairs = layer.thin() if isinstance(layer, AdaptedLayer) else []
+    assert pairs is not None
+    if len(pairs) <= 1:
+        return pairs[0] if pairs else None
+    downs, ups = zip(*pairs, strict=True)
+    return torch.cat(downs), torch.cat(ups, 1)
+
+
+def _nothing(weight: Tensor) -> tuple[Tensor, Tensor]:
+    outputs, inputs = weight.shape
+    device = weight.device
+    return torch.zeros(0, inputs, device=device), torch.zeros(outputs, 0, device=device)
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
