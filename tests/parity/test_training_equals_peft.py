@@ -94,7 +94,8 @@ def test_ten_steps_equal_peft(config):
     update = Update(phase.groups, config, STEPS, 2, torch.float32, torch.device("cpu"))
     for index in range(STEPS):
         plan = phase.plan.step(index)
-        loss = phase.losses["pictures"](plan, range(2)).mean()
+        pictures = phase.losses["pictures"]
+        loss = pictures(pictures.samples(plan, range(2))).mean()
         noisy, timesteps, states = recorder.asked[-1]
         target = target_of(workshop, noisy, timesteps, plan, phase)
         prediction = theirs(noisy, timesteps, states).sample

@@ -12,6 +12,7 @@ from scumble.errors import UserError
 from scumble.families import Components, family_of, locate
 from scumble.training.gather import gather_data, training_sizes
 from scumble.training.precompute import cache_folder
+from scumble.training.resident import Resident
 from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
 
@@ -32,8 +33,9 @@ def dataset(pictures, tmp_path):
 def gather(config):
     base = locate(config.pretrained_model_name_or_path)
     family = family_of(base)
-    store = TensorStore(cache_folder(config))
-    gathered = gather_data(config, family, Components(base), prepare_runtime(config), store)
+    runtime = prepare_runtime(config)
+    resident = Resident(TensorStore(cache_folder(config)), runtime.device)
+    gathered = gather_data(config, family, Components(base), runtime, resident)
     assert gathered.held_out is None
     assert gathered.class_pictures is None
     return gathered.train

@@ -67,7 +67,7 @@ def test_the_loss_of_a_run_is_the_masked_one(make_config: Any, masked_pictures: 
     assert 0 < samples.mask.mean() < 0.6
     error = (workshop.denoising.predict(samples) - workshop.denoising.target(samples)).square()
     wanted = masked_mean(error, samples.mask, 0.1)
-    torch.testing.assert_close(loss(plan, range(2)), wanted)
+    torch.testing.assert_close(loss(loss.samples(plan, range(2))), wanted)
     assert not torch.allclose(wanted, error.mean((1, 2, 3)))
 
 
@@ -77,7 +77,7 @@ def test_masks_are_cropped_and_flipped_with_their_pictures(
     workshop, _ = begin(make_config(masked_loss=True, random_flip=True))
     (example, *_) = workshop.gathered.train.examples
     assert len(example.mask_keys) == len(example.latent_keys) == 6
-    store = workshop.gathered.train.store
+    store = workshop.gathered.train.resident
     masks = [store.require(key)["mask"] for key in example.mask_keys]
     for straight, flipped in zip(masks[::2], masks[1::2], strict=True):
         torch.testing.assert_close(straight.flip(-1), flipped)

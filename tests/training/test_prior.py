@@ -70,7 +70,7 @@ def test_with_pictures_it_is_the_weighted_loss_of_class_samples(
     states = workshop.texts(["a circle"] * 2)["states"]
     answer = unet(noisy, samples.timesteps, states).sample
     wanted = 0.7 * (answer - velocity).square().mean((1, 2, 3))
-    torch.testing.assert_close(prior(plan, range(2)), wanted)
+    torch.testing.assert_close(prior(prior.samples(plan, range(2))), wanted)
 
 
 def test_against_the_base_it_is_the_weighted_distance_of_two_answers(subject: Any) -> None:
@@ -82,7 +82,7 @@ def test_against_the_base_it_is_the_weighted_distance_of_two_answers(subject: An
     noisy = workshop.objective.noised(samples.latents, samples.noise, samples.timesteps)
     states = workshop.texts(["a circle"] * 2)["states"]
     ours = unet(noisy, samples.timesteps, states).sample
-    got = prior(plan, range(2))
+    got = prior(prior.samples(plan, range(2)))
     for adapters in phase.taught.adapters.values():
         adapters.eject()
     base = unet(noisy, samples.timesteps, states).sample
@@ -94,7 +94,8 @@ def test_a_fresh_adapter_is_at_no_distance_from_the_base(subject: Any) -> None:
     config = subject(**CLASS, prior_from="base", train_text_encoder=True)
     workshop = open_workshop(config, prepare_runtime(config))
     (phase,) = METHODS["dreambooth"](workshop)
-    assert torch.equal(phase.losses["prior"](phase.plan.step(0), range(2)), torch.zeros(2))
+    prior = phase.losses["prior"]
+    assert torch.equal(prior(prior.samples(phase.plan.step(0), range(2))), torch.zeros(2))
 
 
 def test_prior_samples_have_noise_of_their_own(subject: Any) -> None:

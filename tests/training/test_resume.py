@@ -272,13 +272,15 @@ def test_going_on_after_a_nan_is_bit_exact(make_config, tmp_path, monkeypatch, c
     settings = HARD_SETTINGS | {"checkpointing_steps": 100}
     scumble.train(make_config(**settings, output_dir=str(tmp_path / "whole")))
     config = make_config(**settings)
-    call = DenoisingLoss.__call__
+    draw = DenoisingLoss.samples
 
     def broken(self, plan, positions):
-        return call(self, plan, positions) * (float("nan") if plan.index == 4 else 1)
+        drawn = draw(self, plan, positions)
+        bad = float("nan") if plan.index == 4 else 1
+        return drawn._replace(latents=drawn.latents * bad)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DenoisingLoss, "__call__", broken)
+        patch.setattr(DenoisingLoss, "samples", broken)
         with pytest.raises(UserError, match="step 5"):
             scumble.train(config)
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
@@ -340,10 +342,12 @@ def test_after_a_nan_with_fp16_nothing_moves_however_late_it_is_read(
     whole = {"checkpointing_steps": 3, "output_dir": str(tmp_path / "whole")}
     scumble.train(make_config(**settings, **whole))
     config = make_config(**settings, checkpointing_steps=100)
-    call = DenoisingLoss.__call__
+    draw = DenoisingLoss.samples
 
     def broken(self, plan, positions):
-        return call(self, plan, positions) * (float("nan") if plan.index == 3 else 1)
+        drawn = draw(self, plan, positions)
+        bad = float("nan") if plan.index == 3 else 1
+        return drawn._replace(latents=drawn.latents * bad)
 
     start = journal.Journal.__init__
 
@@ -352,7 +356,7 @@ def test_after_a_nan_with_fp16_nothing_moves_however_late_it_is_read(
         self._lag = 4
 
     with monkeypatch.context() as patch:
-        patch.setattr(DenoisingLoss, "__call__", broken)
+        patch.setattr(DenoisingLoss, "samples", broken)
         patch.setattr(journal.Journal, "__init__", late)
         with pytest.raises(UserError, match="step 4"):
             scumble.train(config)

@@ -59,7 +59,7 @@ def test_the_loss_falls(make_config, tmp_path):
         loss = phase.losses["pictures"]
         plans = [phase.plan.step(index) for index in range(1000, 1030)]
         with torch.no_grad():
-            return torch.cat([loss(plan, range(2)) for plan in plans]).mean().item()
+            return torch.cat([loss(loss.samples(plan, range(2))) for plan in plans]).mean().item()
 
     before = mean_loss()
     trained = scumble.read_adapter(tmp_path / "out").components["unet"]
@@ -79,7 +79,8 @@ def test_only_the_adapter_moves(make_config):
     assert trainable
     assert trainable == {id(p) for p in phase.parameters()}
     assert trainable == {id(p) for p in phase.taught.named_parameters().values()}
-    phase.losses["pictures"](phase.plan.step(0), range(2)).sum().backward()
+    loss = phase.losses["pictures"]
+    loss(loss.samples(phase.plan.step(0), range(2))).sum().backward()
     frozen = [p for p in unet.parameters() if not p.requires_grad]
     assert all(p.grad is None for p in frozen)
     eject(unet)

@@ -61,7 +61,7 @@ def test_rows_learn_as_a_dense_table_whose_other_rows_are_restored(make_config: 
     for index in range(STEPS):
         plan = twin.plan.step(index)
         (loss,) = twin.losses.values()
-        (loss(plan, range(2)).sum() / 2).backward()
+        (loss(loss.samples(plan, range(2))).sum() / 2).backward()
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():

@@ -27,8 +27,12 @@ class Average:
     def update(self, step: int, moved: Tensor) -> None:
         """Follow a step, counted from 0 in its phase, where it moved the parameters (0 or 1)."""
         share = (1 - min(self.decay, (1 + step) / (10 + step))) * moved
-        for name, parameter in self.parameters.items():
-            self.averages[name].lerp_(parameter, share)
+        if self.averages:
+            here = list(self.averages.values())
+            there: list[Tensor] = list(self.parameters.values())
+            distances = torch._foreach_sub(there, here)
+            torch._foreach_mul_(distances, share)
+            torch._foreach_add_(here, distances)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

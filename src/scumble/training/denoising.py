@@ -16,9 +16,10 @@ from scumble.data.captions import caption_for
 from scumble.diffusion.objectives import DiscreteObjective
 from scumble.diffusion.timesteps import TIMESTEP_SAMPLERS
 from scumble.diffusion.weighting import masked_mean, min_snr_weights, offset_noise
-from scumble.families import Components, Family
+from scumble.families import Components, Conditioning, Family
 from scumble.randomness import generator
 from scumble.training.precompute import EncodedData
+from scumble.training.resident import to_device
 from scumble.training.runtime import Runtime
 from scumble.training.texts import Texts
 
@@ -31,6 +32,7 @@ class Samples(NamedTuple):
         noise: of the same shape.
         timesteps: how much of it, shape (B,).
         captions: what the denoiser is told.
+        conditioning: the captions in encoded form; None where they are encoded in the step.
         mask: how much each place counts, shape (B, 1, H, W); None where all count alike.
     """
 
@@ -38,6 +40,7 @@ class Samples(NamedTuple):
     noise: Tensor
     timesteps: Tensor
     captions: Sequence[str]
+    conditioning: Conditioning | None = None
     mask: Tensor | None = None
 
 
@@ -61,14 +64,23 @@ class Denoising:
     texts: Texts
     runtime: Runtime
 
+    def told(self, samples: Samples) -> Samples:
+        """The samples with their captions in encoded form, where those are ready."""
+        if not self.texts.ready:
+            return samples
+        return samples._replace(conditioning=self.texts(samples.captions))
+
     def predict(self, samples: Samples) -> Tensor:
         """The denoiser's answer in fp32, shape (B, C, H, W)."""
+        conditioning = samples.conditioning
+        if conditioning is None:
+            conditioning = self.texts(samples.captions)
         noisy_BCHW = self.objective.noised(samples.latents, samples.noise, samples.timesteps)
         prediction_BCHW = self.family.predict(
             self.components,
             noisy_BCHW.to(self.runtime.dtype),
             samples.timesteps,
-            self.texts(samples.captions),
+            conditioning,
         )
         return prediction_BCHW.float()
 
@@ -135,14 +147,16 @@ class Draws:
         for view, position in zip(views, positions, strict=True):
             mean_CHW, std_CHW = view.posterior.mean.float(), view.posterior.std.float()
             draw = self.draw("posterior", plan, position)
-            latents.append(mean_CHW + std_CHW * torch.randn(mean_CHW.shape, generator=draw))
+            noise_CHW = torch.randn(mean_CHW.shape, generator=draw)
+            latents.append(mean_CHW + std_CHW * to_device(noise_CHW, self.device))
         masks = [view.mask for view in views if view.mask is not None]
+        noise_BCHW = torch.stack([self._noise(plan, p, latents[0]) for p in positions])
         return Samples(
-            torch.stack(latents).to(self.device),
-            torch.stack([self._noise(plan, p, latents[0]) for p in positions]).to(self.device),
-            self.timesteps(plan, positions).to(self.device),
+            torch.stack(latents),
+            to_device(noise_BCHW, self.device),
+            to_device(self.timesteps(plan, positions), self.device),
             [self._caption(plan, p) for p in positions],
-            torch.stack(masks).to(self.device) if masks else None,
+            mask=torch.stack(masks) if masks else None,
         )
 
     def timesteps(self, plan: StepPlan, positions: range) -> Tensor:
@@ -185,9 +199,13 @@ class DenoisingLoss:
     draws: Draws
     weight: float = 1.0
 
-    def __call__(self, plan: StepPlan, positions: range) -> Tensor:
-        """The weighted loss of the samples at `positions` of the step's batch, fp32, shape (B,)."""
-        loss_B = self.denoising.loss(self.draws.samples(plan, positions))
+    def samples(self, plan: StepPlan, positions: range) -> Samples:
+        """The samples at `positions` of the step's batch."""
+        return self.denoising.told(self.draws.samples(plan, positions))
+
+    def __call__(self, samples: Samples) -> Tensor:
+        """The weighted loss of each sample, fp32, shape (B,)."""
+        loss_B = self.denoising.loss(samples)
         return loss_B if self.weight == 1 else self.weight * loss_B
 
     def describe(self, plan: StepPlan, position: int) -> str:

@@ -10,7 +10,6 @@ import torch
 from scumble import console
 from scumble.config import TrainConfig
 from scumble.data.buckets import bucket_sizes
-from scumble.data.cache import TensorStore
 from scumble.data.scan import Picture, ScanReport, scan
 from scumble.data.sources import Source, huggingface_dataset, image_folder
 from scumble.data.templates import TEMPLATES
@@ -20,6 +19,7 @@ from scumble.families import Components, Family
 from scumble.randomness import generator
 from scumble.training.class_pictures import draw_class_pictures
 from scumble.training.precompute import EncodedData, PictureEncoder, encoder_dtype
+from scumble.training.resident import Resident
 from scumble.training.runtime import Runtime
 
 
@@ -53,7 +53,7 @@ def gather_data(
     family: Family,
     components: Components,
     runtime: Runtime,
-    store: TensorStore,
+    resident: Resident,
 ) -> Gathered:
     """Check every picture and caption, and encode the pictures.
 
@@ -81,7 +81,7 @@ def gather_data(
     vae = family.components[-1]
     family.load(components, [vae], encoder_dtype(runtime.dtype))
     components[vae].to(runtime.device)
-    encoder = PictureEncoder(config, family, components, store)
+    encoder = PictureEncoder(config, family, components, resident)
     train = encoder.encode(pictures, sizes, length_hint(pictures, 0) or None)
     if source.streaming:
         _say(report)

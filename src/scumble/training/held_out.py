@@ -52,11 +52,11 @@ class HeldOut:
         for level in range(NOISE_LEVELS):
             # One at a time: measuring must not need more memory than training.
             samples = Samples(
-                latents_CHW[None].to(device),
+                latents_CHW[None],
                 noise[level : level + 1].to(device),
                 timesteps[level : level + 1].to(device),
                 self.data.examples[index].captions[:1],
-                None if view.mask is None else view.mask[None].to(device),
+                mask=None if view.mask is None else view.mask[None],
             )
             total += float(self.denoising.loss(samples).sum())
         return total / NOISE_LEVELS

@@ -1,15 +1,16 @@
 """The loop: one optimizer step after another. No family, adapter or method is named here."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scumble.data.buckets import StepPlan
 from scumble.training.optimizers import Update
 from scumble.training.phase import Phase
+from scumble.training.recorder import Parts, Recorded, Recorder, Work
 from scumble.training.runtime import Runtime
 
 
@@ -37,7 +38,13 @@ class StepResult:
         return torch.stack(list(self.losses.values())).sum()
 
 
-def train_steps(phase: Phase, update: Update, runtime: Runtime, start: int) -> Iterator[StepResult]:
+def train_steps(
+    phase: Phase,
+    update: Update,
+    runtime: Runtime,
+    start: int,
+    recorder: Recorder | None = None,
+) -> Iterator[StepResult]:
     """Train a phase from step `start` to its end, handing control back after every step.
 
     Between two steps the caller may save, draw or stop. No result is read here.
@@ -47,25 +54,57 @@ def train_steps(phase: Phase, update: Update, runtime: Runtime, start: int) -> I
         update: the optimizer, in the state that belongs to `start`.
         runtime: device and processes.
         start: steps of this phase that are done already.
+        recorder: records the device's part of a step, to play it back; None does not.
     """
+    step_work = StepWork(phase, update, runtime)
+    work: Work = step_work if recorder is None else Recorded(step_work, recorder)
     for index in range(start, phase.max_steps):
         step = phase.first_step + index
         plan = phase.plan.step(step)
         phase.enter_step(step)
-        sums = {name: torch.zeros((), device=runtime.device) for name in phase.losses}
-        for positions in own_positions(plan, runtime.rank, runtime.num_processes):
-            for name, loss in phase.losses.items():
-                # Each loss goes back at once: only one graph is alive at a time.
-                loss_B = loss(plan, positions)
-                sums[name] += loss_B.detach().sum()
-                # Divided by the full step's size, so that a small bucket's pictures weigh no more.
-                update.backward(loss_B.sum() / phase.plan.nominal)
-        if runtime.num_processes > 1:
-            sums = _add_up(phase, runtime, sums)
-        grad_norm = update.step(index, torch.stack(list(sums.values())).sum())
+        update.set_rates(index)
+        parts = [
+            (name, loss.samples(plan, positions))
+            for positions in own_positions(plan, runtime.rank, runtime.num_processes)
+            for name, loss in phase.losses.items()
+        ]
+        *sums, grad_norm = work(parts).unbind()
         ends_epoch = (step + 1) % phase.plan.steps_per_epoch == 0
-        losses = {name: total / len(plan.examples) for name, total in sums.items()}
+        losses = {
+            n: total / len(plan.examples) for n, total in zip(phase.losses, sums, strict=True)
+        }
         yield StepResult(plan, losses, grad_norm, update.learning_rates(index), ends_epoch)
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """The device's part of an optimizer step: forward, backward, clip, update.
+
+    Args:
+        phase: whose losses are computed.
+        update: the optimizer.
+        runtime: device and processes.
+    """
+
+    phase: Phase
+    update: Update
+    runtime: Runtime
+
+    def __call__(self, parts: Parts) -> Tensor:
+        """Take the step; returns the sum of each loss, then the gradient's norm before clipping."""
+        losses = self.phase.losses
+        sums = {name: torch.zeros((), device=self.runtime.device) for name in losses}
+        for name, samples in parts:
+            # Each loss goes back at once: only one graph is alive at a time.
+            loss_B = losses[name](samples)
+            sums[name] += loss_B.detach().sum()
+            # Divided by the full step's size, so that a small bucket's pictures weigh no more.
+            self.update.backward(loss_B.sum() / self.phase.plan.nominal)
+        totals = torch.stack(list(sums.values()))
+        if self.runtime.num_processes > 1:
+            totals = _add_up(self.update.parameters, self.runtime, totals)
+        grad_norm = self.update.apply(totals.sum())
+        return torch.cat([totals, grad_norm.reshape(1)])
 
 
 def own_positions(plan: StepPlan, rank: int, num_processes: int) -> Iterator[range]:
@@ -79,14 +118,13 @@ def own_positions(plan: StepPlan, rank: int, num_processes: int) -> Iterator[ran
         offset += size
 
 
-def _add_up(phase: Phase, runtime: Runtime, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _add_up(parameters: Sequence[nn.Parameter], runtime: Runtime, totals: Tensor) -> Tensor:
     """Sum gradients and losses over all processes, in one message."""
-    parameters = phase.parameters()
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([torch.stack(list(sums.values())), *(grad.flatten() for grad in grads)])
+    flat = torch.cat([totals, *(grad.flatten() for grad in grads)])
     flat = cast(Tensor, runtime.accelerator.reduce(flat, reduction="sum"))
-    sizes = [len(sums), *(grad.numel() for grad in grads)]
-    totals, *parts = flat.split(sizes)
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part.view_as(parameter)
-    return dict(zip(sums, totals.unbind(), strict=True))
+    totals, *parts = flat.split([len(totals), *(grad.numel() for grad in grads)])
+    for parameter, grad, part in zip(parameters, grads, parts, strict=True):
+        grad.copy_(part.view_as(grad))
+        parameter.grad = grad
+    return totals

@@ -9,15 +9,19 @@ from torch import Tensor, nn
 
 from scumble.data.buckets import BatchPlan, StepPlan
 from scumble.randomness import generator
+from scumble.training.denoising import Samples
 from scumble.training.rates import ParameterGroup
 from scumble.training.taught import Taught
 
 
 class SampleLoss(Protocol):
-    """The loss of each sample of a step."""
+    """The loss of each sample of a step: what the host draws, then what the device computes."""
 
-    def __call__(self, plan: StepPlan, positions: range) -> Tensor:
-        """The weighted loss of the samples at these positions of the step's batch, shape (B,)."""
+    def samples(self, plan: StepPlan, positions: range) -> Samples:
+        """The samples at these positions of the step's batch, on the device."""
+
+    def __call__(self, samples: Samples) -> Tensor:
+        """The weighted loss of each sample, shape (B,). It reads nothing back to the host."""
 
     def describe(self, plan: StepPlan, position: int) -> str:
         """Name one sample and its noise level, for a message about it."""

@@ -14,10 +14,11 @@ from torch import Tensor
 from scumble import console
 from scumble.config import TrainConfig
 from scumble.data.buckets import nearest_bucket
-from scumble.data.cache import TensorStore, content_key, module_digest
+from scumble.data.cache import content_key, module_digest
 from scumble.data.scan import Picture
 from scumble.data.transforms import Crop, crops_of, mask_weights, pixels
 from scumble.families import Components, Family, Posterior
+from scumble.training.resident import Resident
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,19 @@ class EncodedData:
 
     Args:
         examples: in the order of the data.
-        store: holds the tensors.
+        resident: holds the tensors.
     """
 
     examples: list[EncodedExample]
-    store: TensorStore
+    resident: Resident
 
     def latents(self, example: int, draw: torch.Generator) -> Latents:
         """One of an example's crops and flips, chosen by `draw`."""
         keys = self.examples[example].latent_keys
         view = int(torch.randint(len(keys), (), generator=draw))
-        entry = self.store.require(keys[view])
+        entry = self.resident.require(keys[view])
         masks = self.examples[example].mask_keys
-        mask = self.store.require(masks[view])["mask"] if masks else None
+        mask = self.resident.require(masks[view])["mask"] if masks else None
         return Latents(Posterior(entry["mean"], entry["std"]), mask)
 
     def captions(self) -> set[str]:
@@ -89,7 +90,7 @@ class PictureEncoder:
         config: crops and cache settings.
         family: how to encode.
         components: with the VAE loaded, on the device to encode on.
-        store: to fill.
+        resident: whose store is to be filled.
     """
 
     def __init__(
@@ -97,12 +98,13 @@ class PictureEncoder:
         config: TrainConfig,
         family: Family,
         components: Components,
-        store: TensorStore,
+        resident: Resident,
     ) -> None:
         self.config = config
         self.family = family
         self.components = components
-        self.store = store
+        self.resident = resident
+        self.store = resident.store
         self.vae_key = model_key(components[family.components[-1]])
 
     @torch.no_grad()
@@ -134,7 +136,7 @@ class PictureEncoder:
         for note in self.store.repaired:
             console.say(f"damaged cache entry made anew: {note}")
         self.store.repaired.clear()
-        return EncodedData(examples, self.store)
+        return EncodedData(examples, self.resident)
 
     def _picture(
         self, picture: Picture, sizes: Sequence[tuple[int, int]]

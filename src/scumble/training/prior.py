@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scumble.data.buckets import StepPlan
 from scumble.randomness import generator
-from scumble.training.denoising import Choice, Denoising, Draws
+from scumble.training.denoising import Choice, Denoising, Draws, Samples
 from scumble.training.taught import Taught
 
 
@@ -46,10 +46,14 @@ class BasePriorLoss:
     class_prompt: str
     weight: float
 
-    def __call__(self, plan: StepPlan, positions: range) -> Tensor:
-        """The weighted loss of the samples at `positions` of the step's batch, fp32, shape (B,)."""
+    def samples(self, plan: StepPlan, positions: range) -> Samples:
+        """The samples at `positions` of the step's batch, taken for the class."""
         captions = [self.class_prompt] * len(positions)
-        samples = self.draws.samples(plan, positions)._replace(captions=captions, mask=None)
+        drawn = self.draws.samples(plan, positions)
+        return self.denoising.told(drawn._replace(captions=captions, mask=None))
+
+    def __call__(self, samples: Samples) -> Tensor:
+        """The weighted loss of each sample, fp32, shape (B,)."""
         with torch.no_grad(), self.taught.adapters_off():
             target_BCHW = self.denoising.predict(samples)
         prediction_BCHW = self.denoising.predict(samples)

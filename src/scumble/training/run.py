@@ -26,6 +26,7 @@ from scumble.training.phase import Phase, phase_name
 from scumble.training.precompute import cache_folder, encoder_dtype
 from scumble.training.rates import ParameterGroup
 from scumble.training.record import Record, claim_output, is_finished, result_of
+from scumble.training.resident import Resident
 from scumble.training.results import TrainResult
 from scumble.training.runtime import Runtime, prepare_runtime
 from scumble.training.sitting import Sitting
@@ -102,8 +103,8 @@ def open_workshop(config: TrainConfig, runtime: Runtime) -> Workshop:
         _load(family, components, list(text_encoders(family)), runtime, runtime.dtype)
     if config.learns_words:
         check_words(config, components, family)
-    store = TensorStore(cache_folder(config))
-    gathered = gather_data(config, family, components, runtime, store)
+    resident = Resident(TensorStore(cache_folder(config)), runtime.device)
+    gathered = gather_data(config, family, components, runtime, resident)
     texts = _texts(config, family, components, runtime, gathered)
     denoiser = family.components[0]
     _load(family, components, [denoiser], runtime, runtime.dtype)
@@ -170,7 +171,7 @@ def _texts(
         return LiveTexts(family, components, new_words(config))
     encoders = list(text_encoders(family))
     _load(family, components, encoders, runtime, encoder_dtype(runtime.dtype))
-    texts = EncodedTexts(gathered.train.store, runtime)
+    texts = EncodedTexts(gathered.train.resident, runtime.dtype)
     texts.encode(captions, family, components)
     components.release(*encoders)
     if runtime.device.type == "cuda":

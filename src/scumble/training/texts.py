@@ -8,14 +8,17 @@ import torch
 
 from scumble import console
 from scumble.adapters.tokens import expand
-from scumble.data.cache import TensorStore, content_key
+from scumble.data.cache import content_key
 from scumble.families import Components, Conditioning, Family, text_encoders
 from scumble.training.precompute import model_key
-from scumble.training.runtime import Runtime
+from scumble.training.resident import Resident
 
 
 class Texts(Protocol):
     """Captions in, conditioning out."""
+
+    ready: bool
+    """Whether captions are encoded beforehand, so that asking again gives the same."""
 
     def __call__(self, captions: Sequence[str]) -> Conditioning:
         """The conditioning of the captions, in the order given, on the device."""
@@ -25,22 +28,22 @@ class EncodedTexts:
     """Captions that are encoded before training, so that the text encoders can be let go.
 
     Args:
-        store: keeps what is encoded.
-        runtime: device and dtype of the training.
+        resident: keeps what is encoded.
+        dtype: of the training.
     """
 
-    def __init__(self, store: TensorStore, runtime: Runtime) -> None:
-        self.store = store
-        self.runtime = runtime
+    ready = True
+
+    def __init__(self, resident: Resident, dtype: torch.dtype) -> None:
+        self.resident = resident
+        self.dtype = dtype
         self.keys: dict[str, str] = {}
 
     def __call__(self, captions: Sequence[str]) -> Conditioning:
         """Fetch what was encoded."""
-        states = [self.store.require(self.keys[caption]) for caption in captions]
+        states = [self.resident.require(self.keys[caption]) for caption in captions]
         return {
-            name: torch.stack([state[name] for state in states]).to(
-                self.runtime.device, self.runtime.dtype
-            )
+            name: torch.stack([state[name] for state in states]).to(self.dtype)
             for name in states[0]
         }
 
@@ -60,9 +63,10 @@ class EncodedTexts:
             model_key(components[encoder]) + _tokenizer_key(components[tokenizer])
             for encoder, tokenizer in text_encoders(family).items()
         )
+        store = self.resident.store
         wanted = sorted(set(captions))
         self.keys |= {caption: content_key("text", caption, encoders) for caption in wanted}
-        missing = [caption for caption in wanted if self.keys[caption] not in self.store]
+        missing = [caption for caption in wanted if self.keys[caption] not in store]
         report_long(wanted, family, components, {})
         if not missing:
             return
@@ -70,7 +74,7 @@ class EncodedTexts:
             for caption in missing:
                 batch = family.encode_prompts(components, [caption])
                 entry = {name: tensor[0] for name, tensor in batch.items()}
-                self.store.put(self.keys[caption], entry, f"the caption '{caption[:60]}'")
+                store.put(self.keys[caption], entry, f"the caption '{caption[:60]}'")
                 bar.update()
 
 
@@ -82,6 +86,8 @@ class LiveTexts:
         components: with text encoders and tokenizers loaded.
         tokens: new word -> how many vectors it stands for.
     """
+
+    ready = False
 
     def __init__(self, family: Family, components: Components, tokens: Mapping[str, int]) -> None:
         self.family = family
