@@ -40,6 +40,7 @@ REGISTRIES = {
 }
 
 HOMES = {
+    "bitsandbytes": ("training/optimizers.py", "lean/schemes.py"),
     "gradio": ("ui/",),
     "tensorboard": ("training/trackers.py",),
     "wandb": ("training/trackers.py",),

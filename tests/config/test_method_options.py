@@ -54,6 +54,11 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
         {"train_data_dir": None},
         "exactly one of --train_data_dir and --dataset_name",
     ),
+    (
+        "text_to_image",
+        {"attention": "sdpa", "enable_xformers_memory_efficient_attention": True},
+        "exclude each other",
+    ),
     ("full", {"dataset_name": "d"}, "exactly one of --train_data_dir and --dataset_name"),
     (
         "dreambooth",

@@ -11,7 +11,7 @@ from scumble.data.cache import TensorStore
 from scumble.errors import UserError
 from scumble.families import Components, family_of, locate
 from scumble.training.gather import gather_data, training_sizes
-from scumble.training.precompute import cache_folder
+from scumble.training.encoders import encoders_of
 from scumble.training.resident import Resident
 from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
@@ -34,8 +34,9 @@ def gather(config):
     base = locate(config.pretrained_model_name_or_path)
     family = family_of(base)
     runtime = prepare_runtime(config)
-    resident = Resident(TensorStore(cache_folder(config)), runtime.device)
-    gathered = gather_data(config, family, Components(base), runtime, resident)
+    resident = Resident(TensorStore(config.cache_folder), runtime.device)
+    encoders = encoders_of(config, family, Components(base), runtime)
+    gathered = gather_data(config, encoders, resident)
     assert gathered.held_out is None
     assert gathered.class_pictures is None
     return gathered.train

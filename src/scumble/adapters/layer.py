@@ -111,8 +111,9 @@ class AdaptedLayer(nn.Module):
         if self.is_merged or not self.active():
             return
         weight = self._with_changes(self.active())
-        self._original = self.base.weight.detach().clone()
+        original = self.base.weight.detach().clone()
         self.base.weight.copy_(weight)
+        self._original = original
 
     @torch.no_grad()
     def unmerge(self) -> None:

@@ -203,6 +203,11 @@ def _idle(config: "TrainConfig") -> Iterator[tuple[str, str]]:
             "--adam_weight_decay has no effect with --row_norm_pull, which takes its place",
             "Leave it away, or say --row_norm_pull 0.",
         )
+    if config.enable_xformers_memory_efficient_attention and config.attention == "sdpa":
+        yield (
+            "--attention sdpa and --enable_xformers_memory_efficient_attention exclude each other",
+            "Give one of them.",
+        )
     if config.early_stop is not None and not config.holds_out:
         yield (
             "--early_stop has nothing to decide by",

@@ -187,14 +187,15 @@ class RunFields:
     max_train_steps: int | None = None
     """Steps of the optimizer in all; overrides num_train_epochs."""
     gradient_checkpointing: bool = False
-    """Compute activations twice to save memory: about a third slower."""
+    """Compute activations twice to save memory: about a third slower. --memory lowest saves as
+    much for a tenth."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Number format of the frozen base. fp16 or bf16 halves its memory; the adapter stays fp32.
     What accelerate launch says if not given."""
     allow_tf32: bool = False
     """Allow the faster TF32 arithmetic on NVIDIA cards from Ampere on."""
     enable_xformers_memory_efficient_attention: bool = False
-    """Use xFormers' attention. PyTorch's own is as lean; this is for cards where it is slower."""
+    """The same as --attention xformers."""
     checkpointing_steps: int = 500
     """Save a checkpoint to resume from every so many steps."""
     checkpoints_total_limit: int | None = None

@@ -15,6 +15,28 @@ from scumble.config.groups import (
 
 
 @dataclass(kw_only=True)
+class FrozenFields:
+    """Frozen base"""
+
+    memory: Literal["auto", "balanced", "low", "lowest", "off"] = "auto"
+    """How much of the forward pass is kept for the way back. low computes a little of it twice, 6 %
+    more arithmetic, and lowest 10 %; balanced nothing. auto takes the first of the three that fits.
+    off leaves the model's own layers, which keep the most."""
+    base_precision: Literal["int8", "fp8", "nf4"] | None = None
+    """Store the frozen weights in 8 or 4 bits and compute in --mixed_precision: for cards of 2 to 6
+    GB. int8 and fp8 halve the base, nf4 quarters it; each step is a little slower."""
+    attention: Literal["auto", "sdpa", "xformers"] = "auto"
+    """What computes attention: auto picks PyTorch's fastest kernel for each head's width, sdpa
+    leaves the choice to PyTorch, xformers uses xFormers, which must be installed."""
+    cuda_graph: bool = True
+    """On an NVIDIA card, record the step once for each picture shape and play it back: several
+    times faster at small batches."""
+    compile: bool = False
+    """Compile the denoiser with torch.compile on a GPU: a minute of waiting, which pays only in
+    very long runs. Where it fails, training goes on without."""
+
+
+@dataclass(kw_only=True)
 class TextEncoderFields:
     """Text encoder"""
 
@@ -94,15 +116,17 @@ class PivotFields:
     """Their learning rate behind the pivot; 0 freezes them, bit for bit."""
 
 
-_FIRST, _LAST = (ModelFields, DataFields), (OptimizerFields, RunFields, ValidationFields)
+_FIRST = (ModelFields, DataFields)
 _ADAPTER = (AdapterFields, TextEncoderFields)
+_LAST = (ValidationFields, ReportFields)
+_RUN, _FROZEN = (OptimizerFields, RunFields), (OptimizerFields, RunFields, FrozenFields)
 
 METHOD_GROUPS: dict[str, tuple[type, ...]] = {
-    "text_to_image": (*_FIRST, *_ADAPTER, *_LAST, ReportFields),
-    "dreambooth": (*_FIRST, SubjectFields, *_ADAPTER, *_LAST, ReportFields),
-    "textual_inversion": (*_FIRST, TokenFields, *_LAST, ReportFields),
-    "pivotal_tuning": (*_FIRST, TokenFields, PivotFields, *_ADAPTER, *_LAST, ReportFields),
-    "full": (*_FIRST, *_LAST, ReportFields),
+    "text_to_image": (*_FIRST, *_ADAPTER, *_FROZEN, *_LAST),
+    "dreambooth": (*_FIRST, SubjectFields, *_ADAPTER, *_FROZEN, *_LAST),
+    "textual_inversion": (*_FIRST, TokenFields, *_FROZEN, *_LAST),
+    "pivotal_tuning": (*_FIRST, TokenFields, PivotFields, *_ADAPTER, *_FROZEN, *_LAST),
+    "full": (*_FIRST, *_RUN, *_LAST),
 }
 """Method -> its groups of options, in the order that help shows them."""
 

@@ -1,5 +1,7 @@
 """The configuration of a training run, checked as a whole."""
 
+import os
+import sys
 import textwrap
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -18,6 +20,7 @@ from scumble.config.groups import (
 from scumble.config.method_groups import (
     METHOD_DEFAULTS,
     METHOD_GROUPS,
+    FrozenFields,
     PivotFields,
     SubjectFields,
     TextEncoderFields,
@@ -46,6 +49,7 @@ WORD_LISTS = ("target_modules", "text_encoder_target_modules", "layer_learning_r
 class TrainConfig(
     ReportFields,
     ValidationFields,
+    FrozenFields,
     RunFields,
     OptimizerFields,
     TextEncoderFields,
@@ -98,6 +102,27 @@ class TrainConfig(
     def encodes_in_every_step(self) -> bool:
         """Whether captions cannot be encoded once and for all."""
         return self.train_text_encoder or self.learns_words or self.shuffle_caption
+
+    @property
+    def attention_kind(self) -> str:
+        """What computes attention, by whichever of the two options it was asked for."""
+        wants_xformers = self.enable_xformers_memory_efficient_attention
+        return "xformers" if wants_xformers else self.attention
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """Where encoded tensors are kept; None means in memory only."""
+        if not self.cache_latents:
+            return None
+        if self.latent_cache_dir is not None:
+            return Path(self.latent_cache_dir).expanduser()
+        if sys.platform == "win32":
+            root = Path(os.environ.get("LOCALAPPDATA", Path.home()))
+        elif sys.platform == "darwin":
+            root = Path.home() / "Library" / "Caches"
+        else:
+            root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        return root / "scumble"
 
     @property
     def holds_out(self) -> bool:

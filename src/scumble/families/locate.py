@@ -78,6 +78,22 @@ class BaseModel:
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error})", "Fetch the model again.") from error
 
+    def files(self, component: str) -> list[Path]:
+        """The files on this machine that a component is made of; empty where that is not known."""
+        if self.is_checkpoint:
+            return [Path(self.location)]
+        folder = Path(self.location) / component
+        if not self._is_local:
+            from huggingface_hub import try_to_load_from_cache
+
+            names = ("config.json", "tokenizer_config.json")
+            options = {"cache_dir": self.cache_dir, "revision": self.revision}
+            found = [
+                try_to_load_from_cache(self.location, f"{component}/{n}", **options) for n in names
+            ]
+            folder = next((Path(path).parent for path in found if isinstance(path, str)), folder)
+        return sorted(path for path in folder.glob("*") if path.is_file())
+
     def _download(self, file_name: str) -> Path:
         return _hub_file(self.location, file_name, self.revision, self.cache_dir)
 

@@ -16,6 +16,7 @@ from scumble.errors import UserError, first_line
 from scumble.families import single_file
 from scumble.families.base import Components, Conditioning, Geometry, Posterior
 from scumble.families.locate import BaseModel
+from scumble.families.streamed import load_streamed
 from scumble.formats.key_names import KeyNames
 
 
@@ -51,7 +52,9 @@ class StableDiffusion:
                 # transformers calls the format of the weights dtype, diffusers torch_dtype.
                 option = "dtype" if name == "text_encoder" else "torch_dtype"
                 cls = _component_class(name)
-                module = _from_pretrained(cls, base, name, **{option: dtype})
+                module = load_streamed(
+                    cls, base.files(name), base.variant, dtype
+                ) or _from_pretrained(cls, base, name, **{option: dtype})
             components.parts[name] = module.eval().requires_grad_(False)
         if "text_encoder" in names and "tokenizer" not in components:
             components.parts["tokenizer"] = _load_tokenizer(base)

@@ -16,6 +16,8 @@ from scumble.formats import AdapterWeights, read_adapter
 from scumble.inference.device import default_device, weight_dtype
 from scumble.inference.loading import base_of, load_adapter, unload_adapters
 from scumble.inference.tokens import describe, without_tokens
+from scumble.lean.install import put_on
+from scumble.lean.levels import LEVELS
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,9 @@ def prepare_pipeline(config: GenerateConfig) -> tuple[Any, list[AdapterWeights]]
             console.say(line)
         if weights.tokens and strength != 1:
             console.say(f":{strength:g} is for low-rank parts; a learned word has no strength.")
-    return pipeline.to(device), loaded
+    pipeline.to(device)
+    put_on(components[family.components[0]], LEVELS["balanced"])
+    return pipeline, loaded
 
 
 def parse_adapter(text: str) -> tuple[str, float]:

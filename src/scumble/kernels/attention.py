@@ -3,7 +3,7 @@
 Shape suffixes: B batch, H heads, T tokens, D head width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from scumble.kernels.projection import (
     Frozen,
     Norm,
     Thin,
+    ThinGradients,
     norm_backward,
     normed,
     project,
@@ -29,10 +30,6 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def sdpa(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
     """PyTorch's own choice of implementation."""
-    if q_BHTD.device.type == "meta":
-        # Where nothing is computed PyTorch chooses the form that keeps every weight of the softmax.
-        out: Tensor = aten._scaled_dot_product_flash_attention_for_cpu(q_BHTD, k_BHTD, v_BHTD)[0]
-        return out
     return functional.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD)
 
 
@@ -49,6 +46,9 @@ def xformers(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
     result: Tensor = memory_efficient_attention(q, k, v)
     return result.transpose(1, 2)
 
+
+MOST_FLASH_WIDTH = 256
+"""Widest head of FlashAttention."""
 
 ATTENTION: dict[str, Attend] = {"auto": sdpa, "sdpa": sdpa, "xformers": xformers}
 """Value of --attention -> implementation."""
@@ -87,12 +87,12 @@ class RecomputedAttention(torch.autograd.Function):
     ) -> Tensor:
         """See `recomputed_attention`."""
         x, mean, rstd = normed(h, norm)
-        sources = [Source(first, Thin(*thin[:2]))]
-        if second is not None:
-            sources.append(Source(second, Thin(*thin[2:])))
+        sources = _sources(first, second, thin)
         q, k, v = _project_heads(x, context, sources, heads)
         out_BHTD, logsumexp = _forward(q, k, v, attend)
-        ctx.save_for_backward(h, context, mean, rstd, out_BHTD, logsumexp, *thin)
+        # Without the logsumexp the way back repeats the attention, and its output with it.
+        kept = None if logsumexp is None else out_BHTD
+        ctx.save_for_backward(h, context, mean, rstd, kept, logsumexp, *thin)
         ctx.settings = norm, heads, attend, first, second
         return out_BHTD.transpose(1, 2).flatten(2)
 
@@ -104,9 +104,7 @@ class RecomputedAttention(torch.autograd.Function):
         norm, heads, attend, first, second = ctx.settings
         needs_h, needs_context = ctx.needs_input_grad[:2]
         x = normed(h, norm)[0]
-        sources = [Source(first, Thin(*thin[:2]))]
-        if second is not None:
-            sources.append(Source(second, Thin(*thin[2:])))
+        sources = _sources(first, second, thin)
         q, k, v = _project_heads(x, context, sources, heads)
         grad_BHTD = grad.unflatten(-1, (heads, -1)).transpose(1, 2)
         grads = _backward(grad_BHTD, q, k, v, out_BHTD, logsumexp, attend)
@@ -115,15 +113,13 @@ class RecomputedAttention(torch.autograd.Function):
         del grads
         if second is None:
             found = project_backward(torch.cat(rows, -1), x, *sources[0], needs_x=needs_h)
-            others: tuple[Tensor | None, ...] = (None, None)
-            grad_context = None
+            other = ThinGradients(None, None, None)
         else:
             found = project_backward(rows[0], x, *sources[0], needs_x=needs_h)
-            grad_context, *others = project_backward(  # type: ignore[assignment]
-                torch.cat(rows[1:], -1), context, *sources[1], needs_x=needs_context
-            )
+            grad_kv = torch.cat(rows[1:], -1)
+            other = project_backward(grad_kv, context, *sources[1], needs_x=needs_context)
         grad_h = norm_backward(found.x, h, norm, mean, rstd)
-        return (grad_h, grad_context, *(None,) * 5, *found[1:], *others)
+        return (grad_h, other.x, *(None,) * 5, *found[1:], *other[1:])
 
 
 def recomputed_attention(
@@ -147,19 +143,16 @@ def recomputed_attention(
     Returns:
         Shape (B, T, inner width), before the output projection.
     """
-    second = sources[1] if len(sources) > 1 else Source(Frozen(h, None), Thin())
-    result: Tensor = RecomputedAttention.apply(
-        h,
-        context,
-        norm,
-        heads,
-        attend,
-        sources[0].frozen,
-        second.frozen if len(sources) > 1 else None,
-        *sources[0].thin,
-        *second.thin,
-    )
+    first, second = sources[0], sources[1] if len(sources) > 1 else None
+    frozen = first.frozen, second.frozen if second else None
+    thin = *first.thin, *(second.thin if second else Thin())
+    result: Tensor = RecomputedAttention.apply(h, context, norm, heads, attend, *frozen, *thin)
     return result
+
+
+def _sources(first: Frozen, second: Frozen | None, thin: Sequence[Tensor | None]) -> list[Source]:
+    sources = [Source(first, Thin(*thin[:2]))]
+    return sources if second is None else [*sources, Source(second, Thin(*thin[2:]))]
 
 
 def _project_heads(
@@ -187,7 +180,8 @@ def _keeps_logsumexp(q: Tensor, attend: Attend) -> str:
     if q.device.type in ("cpu", "meta"):
         return "cpu"
     is_half = q.dtype in (torch.float16, torch.bfloat16)
-    return "flash" if q.device.type == "cuda" and is_half and q.shape[-1] % 8 == 0 else ""
+    fits = is_half and q.shape[-1] % 8 == 0 and q.shape[-1] <= MOST_FLASH_WIDTH
+    return "flash" if q.device.type == "cuda" and fits else ""
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> tuple[Tensor, Any]:

@@ -14,13 +14,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from scumble.kernels.norms import layer_norm, layer_norm_backward
-from scumble.kernels.weights import dense
+from scumble.kernels.weights import Stacked, dense
 
 
 class Frozen(NamedTuple):
     """A frozen Linear: (P x O, I) and (P x O,) or None."""
 
-    weight: Tensor
+    weight: Tensor | Stacked
     bias: Tensor | None
 
 

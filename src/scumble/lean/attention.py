@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from scumble.kernels.attention import ATTENTION, Attend, Source, recomputed_attention, split_heads
 from scumble.kernels.projection import Norm, projection
-from scumble.lean.factors import is_plain, read
+from scumble.lean.factors import read
+from scumble.lean.forwards import is_autocast, may_pass_over
 from scumble.lean.levels import Level
 
 PLAIN_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")
@@ -43,17 +44,14 @@ class LeanAttention:
         **more: Any,
     ) -> Tensor:
         """What diffusers' Attention calls, with the normed input."""
-        if attention_mask is None and not more and hidden_states.ndim == 3 and self.fits(attn):
-            return self.attend(attn, hidden_states, encoder_hidden_states, Norm())
+        if attention_mask is None and not more and hidden_states.ndim == 3 and not is_autocast():
+            result = self.attend(attn, hidden_states, encoder_hidden_states, Norm())
+            if result is not None:
+                return result
         states = encoder_hidden_states, attention_mask, temb
         return cast(Tensor, self.before(attn, hidden_states, *states, **more))
 
-    def fits(self, attn: Any) -> bool:
-        """Whether its layers are at present such as this processor computes."""
-        layers = (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0])
-        return all(is_plain(layer) for layer in layers)
-
-    def attend(self, attn: Any, h_BTC: Tensor, context: Tensor | None, norm: Norm) -> Tensor:
+    def attend(self, attn: Any, h_BTC: Tensor, context: Tensor | None, norm: Norm) -> Tensor | None:
         """Norm, projections, attention and output projection.
 
         Args:
@@ -61,19 +59,25 @@ class LeanAttention:
             h_BTC: what asks.
             context: what is asked; None for `h_BTC` itself.
             norm: applied to `h_BTC` first.
+
+        Returns:
+            None where a layer is not such as this processor computes at present.
         """
         groups: list[list[nn.Module]] = [[attn.to_q, attn.to_k, attn.to_v]]
         if context is not None:
             groups = [[attn.to_q], [attn.to_k, attn.to_v]]
-        sources = [Source(*read(layers, h_BTC.dtype)) for layers in groups]
+        found = [read(layers, h_BTC.dtype) for layers in [*groups, [attn.to_out[0]]]]
+        sources = [Source(*source) for source in found if source is not None]
+        if len(sources) < len(found) or not may_pass_over(attn.to_out[1]):
+            return None
+        out = sources.pop()
         if self.level.recompute_attention:
             mixed_BTC = recomputed_attention(
                 h_BTC, context, norm, attn.heads, self.attend_with, sources
             )
         else:
             mixed_BTC = self._attend(attn.heads, h_BTC, context, norm, sources)
-        frozen, thin = read([attn.to_out[0]], h_BTC.dtype)
-        return projection(mixed_BTC, Norm(), frozen, thin)
+        return projection(mixed_BTC, Norm(), *out)
 
     def _attend(
         self, heads: int, h_BTC: Tensor, context: Tensor | None, norm: Norm, sources: list[Source]
@@ -95,6 +99,7 @@ def fits_attention(attn: Any) -> bool:
         and attn.spatial_norm is attn.group_norm is attn.norm_q is attn.norm_k is None
         and not attn.norm_cross
         and attn.added_kv_proj_dim is None
+        and attn.to_out is not None
         and not attn.residual_connection
         and attn.rescale_output_factor == 1
         and not attn.upcast_attention

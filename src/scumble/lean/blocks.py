@@ -6,7 +6,6 @@ something unusual is asked for: slower, never wrong.
 Shape suffixes: B batch, C channels, H height, W width, T tokens.
 """
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -16,15 +15,9 @@ from scumble.kernels.conv import FrozenConv2d, convolution
 from scumble.kernels.geglu import feed_forward
 from scumble.kernels.norms import ConcatenatedGroupNorm, GroupNorm
 from scumble.lean.attention import LeanAttention
-from scumble.lean.factors import is_plain, norm_of, read
+from scumble.lean.factors import norm_of, read
+from scumble.lean.forwards import Forward, LeanForward, is_frozen, is_listened_to, may_pass_over
 from scumble.lean.levels import Level
-
-Forward = Callable[..., Any]
-
-
-def is_frozen(module: nn.Module) -> bool:
-    """Whether none of a module's own weights learns."""
-    return not any(p.requires_grad for p in module.parameters(recurse=False))
 
 
 def fits_conv(conv: Any) -> bool:
@@ -40,7 +33,8 @@ def fits_conv(conv: Any) -> bool:
 
 def conv_forward(conv: Any, plain: Forward, x_BCHW: Tensor) -> Tensor:
     """A frozen convolution that keeps no input."""
-    del plain
+    if not is_frozen(conv):
+        return cast(Tensor, plain(x_BCHW))
     return convolution(x_BCHW, frozen_conv(conv))
 
 
@@ -54,8 +48,7 @@ def fits_resnet(block: Any) -> bool:
     return (
         type(block.nonlinearity) is nn.SiLU
         and type(block.norm1) is type(block.norm2) is nn.GroupNorm
-        and is_frozen(block.norm1)
-        and is_frozen(block.norm2)
+        and may_pass_over(block.norm1, block.norm2, block.nonlinearity)
         and block.time_embedding_norm == "default"
         and block.upsample is None
         and block.downsample is None
@@ -83,11 +76,12 @@ def resnet_forward(
         skip: to be laid behind the channels of `x_BCHW`.
         more: what diffusers deprecates.
     """
-    if skip is not None and not (others or more) and fits_conv(block.conv_shortcut):
+    fits = may_pass_over(block.norm1, block.norm2, block.nonlinearity) and not (others or more)
+    if fits and skip is not None and _may_pass_over_shortcut(block.conv_shortcut):
         h, shortcut = _concatenated(block, x_BCHW, skip)
     else:
         x_BCHW = x_BCHW if skip is None else torch.cat([x_BCHW, skip], 1)
-        if others or more:
+        if not fits:
             return cast(Tensor, plain(x_BCHW, temb, *others, **more))
         h = group_norm(block.norm1, x_BCHW, silu=True)
         shortcut = x_BCHW if block.conv_shortcut is None else block.conv_shortcut(x_BCHW)
@@ -99,6 +93,10 @@ def resnet_forward(
         h = h + temb
     h = block.conv2(group_norm(block.norm2, h, silu=True)) + shortcut
     return h if block.output_scale_factor == 1 else cast(Tensor, h / block.output_scale_factor)
+
+
+def _may_pass_over_shortcut(conv: Any) -> bool:
+    return fits_conv(conv) and not is_listened_to(conv)
 
 
 def _concatenated(block: Any, x_BCHW: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,20 +121,19 @@ def fits_norm(norm: Any) -> bool:
 
 def norm_forward(norm: Any, plain: Forward, x_BCHW: Tensor) -> Tensor:
     """A frozen GroupNorm on its own."""
-    del plain
-    return group_norm(norm, x_BCHW, silu=False)
+    return group_norm(norm, x_BCHW, silu=False) if is_frozen(norm) else cast(Tensor, plain(x_BCHW))
 
 
-def last_norm_forward(norm: Any, plain: Forward, x_BCHW: Tensor) -> Tensor:
+def last_norm_forward(norm: Any, plain: Forward, activation: Any, x_BCHW: Tensor) -> Tensor:
     """The denoiser's last norm, with the activation behind it."""
-    del plain
+    if not may_pass_over(norm, activation):
+        return norm_forward(norm, plain, x_BCHW)
     return group_norm(norm, x_BCHW, silu=True)
 
 
-def pass_on(activation: Any, plain: Forward, x: Tensor) -> Tensor:
-    """The activation that `last_norm_forward` has already applied."""
-    del activation, plain
-    return x
+def last_activation_forward(activation: Any, plain: Forward, norm: Any, x: Tensor) -> Tensor:
+    """The activation, unless `last_norm_forward` has already applied it."""
+    return x if may_pass_over(norm, activation) else cast(Tensor, plain(x))
 
 
 def fits_transformer(block: Any) -> bool:
@@ -145,7 +142,7 @@ def fits_transformer(block: Any) -> bool:
     return (
         block.norm_type == "layer_norm"
         and all(type(norm) is nn.LayerNorm and norm.bias is not None for norm in norms)
-        and all(is_frozen(norm) for norm in norms)
+        and may_pass_over(*norms)
         and block.pos_embed is None
         and not block.only_cross_attention
         and type(block.ff.net[0]).__name__ == "GEGLU"
@@ -185,25 +182,24 @@ def transformer_forward(
     if block.attn2 is not None:
         mask = encoder_attention_mask
         h_BTC = h_BTC + _attend(block.attn2, block.norm2, h_BTC, encoder_hidden_states, mask)
-    inner, outer = block.ff.net[0].proj, block.ff.net[2]
-    if not (is_plain(inner) and is_plain(outer)):
-        return h_BTC + cast(Tensor, block.ff(block.norm3(h_BTC)))
-    changed = feed_forward(
-        h_BTC,
-        norm_of(block.norm3),
-        read([inner], h_BTC.dtype),
-        read([outer], h_BTC.dtype),
-        recompute=level.recompute_feed_forward,
-    )
-    return h_BTC + changed
+    if may_pass_over(block.norm3, block.ff, *block.ff.net):
+        inner = read([block.ff.net[0].proj], h_BTC.dtype)
+        outer = read([block.ff.net[2]], h_BTC.dtype)
+        if inner is not None and outer is not None:
+            recompute = level.recompute_feed_forward
+            norm = norm_of(block.norm3)
+            return h_BTC + feed_forward(h_BTC, norm, inner, outer, recompute=recompute)
+    return h_BTC + cast(Tensor, block.ff(block.norm3(h_BTC)))
 
 
 def _attend(
     attn: Any, norm: nn.Module, h_BTC: Tensor, context: Tensor | None, mask: Tensor | None
 ) -> Tensor:
     processor = attn.processor
-    if isinstance(processor, LeanAttention) and mask is None and processor.fits(attn):
-        return processor.attend(attn, h_BTC, context, norm_of(norm))
+    if isinstance(processor, LeanAttention) and mask is None and may_pass_over(attn, norm):
+        result = processor.attend(attn, h_BTC, context, norm_of(norm))
+        if result is not None:
+            return result
     # A processor of somebody else's: it gets what it always gets.
     return cast(Tensor, attn(norm(h_BTC), encoder_hidden_states=context, attention_mask=mask))
 
@@ -251,6 +247,11 @@ def fits_up_block(block: Any) -> bool:
     return all(fits_resnet(resnet) for resnet in block.resnets)
 
 
+def takes_skip(resnet: Any) -> bool:
+    """Whether a resnet is lean at present, and nobody expects the maps laid together."""
+    return isinstance(resnet.forward, LeanForward) and not is_listened_to(resnet)
+
+
 def up_block_forward(
     block: Any,
     plain: Forward,
@@ -278,7 +279,10 @@ def up_block_forward(
         return cast(Tensor, plain(hidden_states, res_hidden_states_tuple, **options))
     skips = list(res_hidden_states_tuple)
     for number, resnet in enumerate(block.resnets):
-        hidden_states = resnet(hidden_states, temb, skip=skips.pop())
+        if takes_skip(resnet):
+            hidden_states = resnet(hidden_states, temb, skip=skips.pop())
+        else:
+            hidden_states = resnet(torch.cat([hidden_states, skips.pop()], 1), temb)
         if hasattr(block, "attentions"):
             hidden_states = block.attentions[number](
                 hidden_states, encoder_hidden_states=encoder_hidden_states, return_dict=False

@@ -1,6 +1,7 @@
 """Read a Linear, adapted or not, as a frozen map and a thin change; stack several of one input."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -8,20 +9,15 @@ from torch.nn import functional
 
 from scumble.adapters.layer import AdaptedLayer
 from scumble.kernels.projection import Frozen, Norm, Thin
+from scumble.kernels.weights import Stacked
+from scumble.lean.forwards import may_pass_over
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer can be computed as a frozen map and a thin change at present."""
-    if isinstance(layer, AdaptedLayer):
-        return isinstance(layer.base, nn.Linear) and layer.thin() is not None
-    return type(layer) is nn.Linear and not layer.weight.requires_grad
-
-
-def linear_of(layer: nn.Module) -> nn.Linear:
-    """The Linear itself, of one that may carry adapters."""
+def linear_of(layer: nn.Module) -> nn.Linear | None:
+    """The frozen Linear of a layer that may carry adapters; None where it must be called itself."""
     linear = layer.base if isinstance(layer, AdaptedLayer) else layer
-    assert isinstance(linear, nn.Linear)
-    return linear
+    fits = type(linear) is nn.Linear and may_pass_over(layer, linear)
+    return cast(nn.Linear, linear) if fits else None
 
 
 def norm_of(layer: nn.Module) -> Norm:
@@ -30,19 +26,26 @@ def norm_of(layer: nn.Module) -> Norm:
     return Norm(layer.weight, layer.bias, layer.eps)
 
 
-def read(layers: Sequence[nn.Module], dtype: torch.dtype) -> tuple[Frozen, Thin]:
+def read(layers: Sequence[nn.Module], dtype: torch.dtype) -> tuple[Frozen, Thin] | None:
     """Stack the maps of `layers`, which all take the same input and have outputs of one width.
 
     Args:
-        layers: such that `is_plain` holds for each.
+        layers: Linears, adapted or not.
         dtype: of the computation; only the thin matrices are cast.
+
+    Returns:
+        None where a layer is no frozen map with a thin change at present.
     """
-    linears = [linear_of(layer) for layer in layers]
+    linears = [linear for layer in layers if (linear := linear_of(layer)) is not None]
+    changes = [layer.thin() if isinstance(layer, AdaptedLayer) else [] for layer in layers]
+    thin = [change for change in changes if change is not None]
+    if len(linears) < len(layers) or len(thin) < len(layers):
+        return None
     weights: list[Tensor] = [linear.weight for linear in linears]
     biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
     weight = weights[0] if len(weights) == 1 else _stacked(weights)
     bias = (biases[0] if len(biases) == 1 else torch.cat(biases)) if biases else None
-    pairs = [_thin_pair(layer) for layer in layers]
+    pairs = [_as_one(change) for change in thin]
     rank = max((pair[0].shape[0] for pair in pairs if pair is not None), default=0)
     if rank == 0:
         return Frozen(weight, bias), Thin()
@@ -69,26 +72,26 @@ def unstack_weights(linears: Sequence[nn.Linear]) -> None:
         linear.weight.data = linear.weight.detach().clone()
 
 
-def _stacked(weights: Sequence[Tensor]) -> Tensor:
-    """The weights as one: a view where `stack_weights` laid them so, else a copy."""
+def _stacked(weights: Sequence[Tensor]) -> Tensor | Stacked:
+    """The weights as one: a view where `stack_weights` laid them so, else a copy made late."""
     first = weights[0]
     place = first.storage_offset()
     for weight in weights:
         is_next = (
-            weight.untyped_storage()._cdata == first.untyped_storage()._cdata
+            type(weight) is nn.Parameter
+            and weight.untyped_storage()._cdata == first.untyped_storage()._cdata
             and weight.storage_offset() == place
             and weight.is_contiguous()
         )
         if not is_next:
-            return torch.cat([w.detach() for w in weights])
+            return Stacked(tuple(weights))
         place += weight.numel()
     rows = sum(weight.shape[0] for weight in weights)
     return first.detach().as_strided((rows, first.shape[1]), first.stride())
 
 
-def _thin_pair(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
-    pairs = layer.thin() if isinstance(layer, AdaptedLayer) else []
-    assert pairs is not None
+def _as_one(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+    """Several thin changes of one map as one of all their ranks."""
     if len(pairs) <= 1:
         return pairs[0] if pairs else None
     downs, ups = zip(*pairs, strict=True)

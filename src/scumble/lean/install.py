@@ -8,7 +8,6 @@ channels_last layout.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +15,14 @@ from torch import nn
 
 from scumble.lean import blocks
 from scumble.lean.attention import LeanAttention, fits_attention
-from scumble.lean.factors import is_plain, stack_weights, unstack_weights
+from scumble.lean.factors import linear_of, stack_weights, unstack_weights
+from scumble.lean.forwards import Forward, LeanForward
 from scumble.lean.levels import Level
 
 Fits = Callable[[Any], bool]
 
-BLOCKS: dict[str, tuple[Fits, blocks.Forward]] = {
+BLOCKS: dict[str, tuple[Fits, Forward]] = {
+    "BasicTransformerBlock": (blocks.fits_transformer, blocks.transformer_forward),
     "Conv2d": (blocks.fits_conv, blocks.conv_forward),
     "GroupNorm": (blocks.fits_norm, blocks.norm_forward),
     "ResnetBlock2D": (blocks.fits_resnet, blocks.resnet_forward),
@@ -53,7 +54,8 @@ class LeanModel:
     def take_off(self) -> None:
         """Give the model its own forwards, processors and layouts again."""
         for module in self._forwards:
-            del module.forward
+            if isinstance(module.forward, LeanForward):
+                del module.forward
         for attn, processor in self._processors:
             if isinstance(attn.processor, LeanAttention):
                 attn.set_processor(processor)
@@ -64,27 +66,40 @@ class LeanModel:
         for record in (self._forwards, self._processors, self._stacked, self._layouts):
             record.clear()
 
-    def patch(self, module: nn.Module, forward: blocks.Forward, *settings: Any) -> None:
+    def patch(self, module: nn.Module, forward: Forward, *settings: Any) -> None:
         """Let an instance compute with a lean forward."""
-        module.forward = partial(forward, module, module.forward, *settings)
+        module.forward = LeanForward(module, forward, *settings)
         self._forwards.append(module)
 
-    def patch_attention(self, attn: Any, attention: str) -> None:
+    def patch_block(self, module: nn.Module, fits: Fits, forward: Forward) -> bool:
+        """Let a block compute lean if it fits and nobody else has replaced its forward."""
+        if "forward" in vars(module) or not fits(module):
+            return False
+        if isinstance(module, nn.Conv2d):
+            self.turn_round(module)
+        settings = [self.level] if forward is blocks.transformer_forward else []
+        self.patch(module, forward, *settings)
+        return True
+
+    def patch_attention(self, attn: Any, attention: str) -> bool:
         """Set the lean processor, and lay the weights of one input behind one another."""
+        if not fits_attention(attn):
+            return False
         self._processors.append((attn, attn.processor))
         attn.set_processor(LeanAttention(self.level, attention, attn.processor))
         is_self = (
             attn.to_q.weight.shape[1] == attn.to_k.weight.shape[1] and not attn.is_cross_attention
         )
         layers = [attn.to_q, attn.to_k, attn.to_v] if is_self else [attn.to_k, attn.to_v]
-        linears = [getattr(layer, "base", layer) for layer in layers]
-        if all(is_plain(layer) for layer in layers) and _can_be_laid_out(linears):
+        linears = [linear for layer in layers if (linear := linear_of(layer)) is not None]
+        if len(linears) == len(layers) and _can_be_laid_out(linears):
             stack_weights(linears)
             self._stacked.append(linears)
+        return True
 
     def turn_round(self, conv: nn.Conv2d) -> None:
         """Put a convolution's weight in channels_last layout."""
-        if conv.weight.is_contiguous() and _can_be_laid_out([conv]):
+        if _can_be_laid_out([conv]):
             conv.weight.data = conv.weight.detach().contiguous(memory_format=torch.channels_last)
             self._layouts.append(conv)
 
@@ -103,25 +118,13 @@ def put_on(model: nn.Module, level: Level, attention: str = "auto") -> LeanModel
     lean = LeanModel(model, level)
     for module in model.modules():
         name = type(module).__name__
-        if name == "BasicTransformerBlock":
-            if blocks.fits_transformer(module):
-                lean.patch(module, blocks.transformer_forward, level)
-            else:
-                lean.left_alone[name] += 1
-        elif name == "Attention":
-            if fits_attention(module):
-                lean.patch_attention(module, attention)
-            else:
-                lean.left_alone[name] += 1
+        if name == "Attention":
+            is_lean = lean.patch_attention(module, attention)
         elif name in BLOCKS:
-            fits, forward = BLOCKS[name]
-            if not fits(module):
-                lean.left_alone[name] += 1
-                continue
-            if isinstance(module, nn.Conv2d):
-                lean.turn_round(module)
-            lean.patch(module, forward)
-        elif _is_unknown(module):
+            is_lean = lean.patch_block(module, *BLOCKS[name])
+        else:
+            is_lean = not _is_unknown(module)
+        if not is_lean:
             lean.left_alone[name] += 1
     _patch_end(lean)
     return lean
@@ -131,21 +134,25 @@ def _patch_end(lean: LeanModel) -> None:
     """The last norm and the activation behind it, which the model itself calls one by one."""
     norm = getattr(lean.model, "conv_norm_out", None)
     activation = getattr(lean.model, "conv_act", None)
-    if norm in lean._forwards and type(activation) is nn.SiLU:
+    is_own = type(activation) is nn.SiLU and "forward" not in vars(activation)
+    if norm in lean._forwards and is_own:
         assert norm is not None
         del norm.forward
         lean._forwards.remove(norm)
-        lean.patch(norm, blocks.last_norm_forward)
-        lean.patch(activation, blocks.pass_on)
+        lean.patch(norm, blocks.last_norm_forward, activation)
+        lean.patch(activation, blocks.last_activation_forward, norm)
 
 
 def _is_unknown(module: nn.Module) -> bool:
-    """Whether a block has norms or convolutions of its own and is none that is known here."""
-    known = ("Downsample2D", "Upsample2D", "UNet2DConditionModel", "BasicTransformerBlock")
+    """Whether a block has norms or convolutions of its own, or takes skip connections."""
+    known = ("Downsample2D", "Upsample2D", "UNet2DConditionModel", "AdaptedLayer")
     kinds = (nn.GroupNorm, nn.LayerNorm, nn.Conv2d)
     name = type(module).__name__
-    return name not in known and any(isinstance(child, kinds) for child in module.children())
+    has_own = any(isinstance(child, kinds) for child in module.children())
+    takes_skips = "Up" in name and name.endswith("Block2D")
+    return name not in known and (has_own or takes_skips)
 
 
 def _can_be_laid_out(layers: list[Any]) -> bool:
-    return all(type(layer.weight) is nn.Parameter for layer in layers)
+    weights = [layer.weight for layer in layers]
+    return all(type(weight) is nn.Parameter and weight.is_contiguous() for weight in weights)

@@ -29,6 +29,7 @@ MAY_DIFFER = {
     "report_to",
     "logging_dir",
     "dataloader_num_workers",
+    "cuda_graph",
 }
 """Settings that do not change what is learnt."""
 

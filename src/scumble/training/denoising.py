@@ -4,7 +4,7 @@ Shape suffixes: B batch, C channels, H height, W width.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -63,6 +63,10 @@ class Denoising:
     objective: DiscreteObjective
     texts: Texts
     runtime: Runtime
+
+    def on(self, components: Components) -> "Denoising":
+        """The same questions, put to other components."""
+        return replace(self, components=components, texts=self.texts.on(components))
 
     def told(self, samples: Samples) -> Samples:
         """The samples with their captions in encoded form, where those are ready."""

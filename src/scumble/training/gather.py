@@ -18,7 +18,8 @@ from scumble.errors import UserError
 from scumble.families import Components, Family
 from scumble.randomness import generator
 from scumble.training.class_pictures import draw_class_pictures
-from scumble.training.precompute import EncodedData, PictureEncoder, encoder_dtype
+from scumble.training.encoders import Encoders
+from scumble.training.precompute import EncodedData, PictureEncoder
 from scumble.training.resident import Resident
 from scumble.training.runtime import Runtime
 
@@ -50,9 +51,7 @@ class Gathered:
 
 def gather_data(
     config: TrainConfig,
-    family: Family,
-    components: Components,
-    runtime: Runtime,
+    encoders: Encoders,
     resident: Resident,
 ) -> Gathered:
     """Check every picture and caption, and encode the pictures.
@@ -63,6 +62,7 @@ def gather_data(
     Raises:
         UserError: bad pictures, missing captions, an impossible resolution, a broken base.
     """
+    family, components, runtime = encoders.family, encoders.components, encoders.runtime
     sizes = training_sizes(config, family, components)
     source = open_source(config)
     report = ScanReport(buckets=sizes)
@@ -78,10 +78,7 @@ def gather_data(
         _say_overlap(pictures, held_out)
     class_pictures = _class_pictures(config, family, components, runtime, sizes, pictures)
 
-    vae = family.components[-1]
-    family.load(components, [vae], encoder_dtype(runtime.dtype))
-    components[vae].to(runtime.device)
-    encoder = PictureEncoder(config, family, components, resident)
+    encoder = PictureEncoder(config, encoders, resident)
     train = encoder.encode(pictures, sizes, length_hint(pictures, 0) or None)
     if source.streaming:
         _say(report)
@@ -92,9 +89,7 @@ def gather_data(
         encoder.encode(held_out, sizes, len(held_out)) if held_out else None,
         encoder.encode(class_pictures, square, len(class_pictures)) if class_pictures else None,
     )
-    components.release(vae)
-    if runtime.device.type == "cuda":
-        torch.cuda.empty_cache()
+    encoders.release(encoder.vae)
     return gathered
 
 

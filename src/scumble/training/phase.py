@@ -9,13 +9,17 @@ from torch import Tensor, nn
 
 from scumble.data.buckets import BatchPlan, StepPlan
 from scumble.randomness import generator
-from scumble.training.denoising import Samples
+from scumble.training.denoising import Denoising, Samples
 from scumble.training.rates import ParameterGroup
 from scumble.training.taught import Taught
 
 
 class SampleLoss(Protocol):
     """The loss of each sample of a step: what the host draws, then what the device computes."""
+
+    @property
+    def denoising(self) -> Denoising:
+        """Which model is asked, and how."""
 
     def samples(self, plan: StepPlan, positions: range) -> Samples:
         """The samples at these positions of the step's batch, on the device."""
@@ -45,6 +49,11 @@ class Dropouts:
     ranks: float = 0.0
     inputs: float = 0.0
     seed: int = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is switched off."""
+        return bool(self.ranks or self.inputs)
 
 
 @dataclass(frozen=True)

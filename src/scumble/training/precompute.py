@@ -1,11 +1,8 @@
 """Encode pictures once, before training: the loop needs no VAE."""
 
 import hashlib
-import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,10 +11,11 @@ from torch import Tensor
 from scumble import console
 from scumble.config import TrainConfig
 from scumble.data.buckets import nearest_bucket
-from scumble.data.cache import content_key, module_digest
+from scumble.data.cache import content_key
 from scumble.data.scan import Picture
 from scumble.data.transforms import Crop, crops_of, mask_weights, pixels
-from scumble.families import Components, Family, Posterior
+from scumble.families import Posterior
+from scumble.training.encoders import Encoders
 from scumble.training.resident import Resident
 
 
@@ -88,24 +86,17 @@ class PictureEncoder:
 
     Args:
         config: crops and cache settings.
-        family: how to encode.
-        components: with the VAE loaded, on the device to encode on.
+        encoders: the VAE is among them; it is loaded for the first picture that is not stored.
         resident: whose store is to be filled.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        family: Family,
-        components: Components,
-        resident: Resident,
-    ) -> None:
+    def __init__(self, config: TrainConfig, encoders: Encoders, resident: Resident) -> None:
         self.config = config
-        self.family = family
-        self.components = components
+        self.encoders = encoders
         self.resident = resident
         self.store = resident.store
-        self.vae_key = model_key(components[family.components[-1]])
+        self.vae = encoders.family.components[-1]
+        self.vae_key = encoders.key(self.vae)
 
     @torch.no_grad()
     def encode(
@@ -159,10 +150,12 @@ class PictureEncoder:
         return example, not missing
 
     def _encode_crops(self, picture: Picture, missing: Sequence[tuple[str, Crop]]) -> None:
+        self.encoders.load(self.vae)
+        family, components = self.encoders.family, self.encoders.components
         image = picture.load()
         for key, crop in missing:
             pixels_CHW = pixels(image, crop, self.config.image_interpolation_mode)
-            posterior = self.family.encode_pixels(self.components, pixels_CHW[None])
+            posterior = family.encode_pixels(components, pixels_CHW[None])
             entry = {"mean": posterior.mean[0], "std": posterior.std[0]}
             self.store.put(key, entry, picture.id)
 
@@ -181,30 +174,3 @@ class PictureEncoder:
                 self.store.put(key, {"mask": weights_1HW}, f"the mask of {picture.id}")
             keys.append(key)
         return tuple(keys)
-
-
-def cache_folder(config: TrainConfig) -> Path | None:
-    """Where encoded tensors are kept; None means in memory only."""
-    if not config.cache_latents:
-        return None
-    if config.latent_cache_dir is not None:
-        return Path(config.latent_cache_dir).expanduser()
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home()))
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return root / "scumble"
-
-
-def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The format to encode in: the run's own, except that fp16 is too narrow for some VAEs."""
-    return torch.float32 if dtype == torch.float16 else dtype
-
-
-def model_key(module: torch.nn.Module) -> str:
-    """What of a frozen model its results depend on."""
-    config = getattr(module, "config", None)
-    scaling = getattr(config, "scaling_factor", None)
-    return f"{module_digest(module)}/{next(module.parameters()).dtype}/{scaling}"

@@ -14,16 +14,18 @@ from scumble import console
 from scumble.config import TrainConfig
 from scumble.config.train import describe
 from scumble.data.cache import TensorStore
-from scumble.errors import Stopped, UserError, first_line
+from scumble.errors import Stopped, UserError
 from scumble.families import Components, Family, family_of, locate, text_encoders
+from scumble.lean.quantise import quantise
 from scumble.training import results
 from scumble.training.average import copy_into
 from scumble.training.checkpoints import Checkpoint, find_checkpoint
+from scumble.training.encoders import Encoders, encoders_of
+from scumble.training.fit import check_attention, fit, memory_explained
 from scumble.training.gather import Gathered, gather_data
 from scumble.training.journal import NotFiniteError
 from scumble.training.methods import METHODS
 from scumble.training.phase import Phase, phase_name
-from scumble.training.precompute import cache_folder, encoder_dtype
 from scumble.training.rates import ParameterGroup
 from scumble.training.record import Record, claim_output, is_finished, result_of
 from scumble.training.resident import Resident
@@ -50,7 +52,11 @@ def train(config: TrainConfig) -> TrainResult:
         UserError: something about the input is wrong; nothing that existed is changed.
         Stopped: the user interrupted; a checkpoint to go on from is written.
     """
-    runtime = prepare_runtime(config)
+    with memory_explained(config):
+        return _train(config, prepare_runtime(config))
+
+
+def _train(config: TrainConfig, runtime: Runtime) -> TrainResult:
     folder = Path(config.output_dir)
     checkpoint, notes = find_checkpoint(config)
     if runtime.is_main:
@@ -75,6 +81,8 @@ def train(config: TrainConfig) -> TrainResult:
     if runtime.is_main:
         record.save("running")
     _report_start(workshop, phases)
+    forecast = fit(workshop, phases)
+    record.facts["foretold_peak_mib"] = round(forecast.peak_bytes / 2**20, 1)
     sitting = Sitting(workshop, phases, record, checkpoint, state)
     try:
         sitting.train()
@@ -96,6 +104,7 @@ def open_workshop(config: TrainConfig, runtime: Runtime) -> Workshop:
     )
     family = family_of(base)
     objective = family.objective(base)
+    check_attention(config)
     if config.teaches_adapters:
         targets(config, family)  # a malformed one is said before the long work
     components = Components(base)
@@ -103,15 +112,14 @@ def open_workshop(config: TrainConfig, runtime: Runtime) -> Workshop:
         _load(family, components, list(text_encoders(family)), runtime, runtime.dtype)
     if config.learns_words:
         check_words(config, components, family)
-    resident = Resident(TensorStore(cache_folder(config)), runtime.device)
-    gathered = gather_data(config, family, components, runtime, resident)
-    texts = _texts(config, family, components, runtime, gathered)
+    resident = Resident(TensorStore(config.cache_folder), runtime.device)
+    encoders = encoders_of(config, family, components, runtime)
+    gathered = gather_data(config, encoders, resident)
+    texts = _texts(config, encoders, gathered)
     denoiser = family.components[0]
-    _load(family, components, [denoiser], runtime, runtime.dtype)
+    _load_denoiser(config, family, components, runtime)
     if config.gradient_checkpointing:
         components[denoiser].enable_gradient_checkpointing()
-    if config.enable_xformers_memory_efficient_attention:
-        _enable_xformers(components, denoiser)
     return Workshop(config, runtime, family, components, objective, gathered, texts)
 
 
@@ -154,40 +162,39 @@ def _load(
         components[name].to(runtime.device)
 
 
+def _load_denoiser(
+    config: TrainConfig, family: Family, components: Components, runtime: Runtime
+) -> None:
+    """Load what trains, quantised on its way to the device where that is asked for."""
+    name = family.components[0]
+    family.load(components, [name], runtime.dtype)
+    if config.base_precision is not None:
+        done = quantise(components[name], config.base_precision, device=runtime.device)
+        console.say(
+            f"frozen weights stored as {done.scheme}: {done.bytes_after / 2**20:.0f} MiB instead "
+            f"of {done.bytes_before / 2**20:.0f} MiB"
+        )
+    components[name].to(runtime.device)
+
+
 def _texts(
     config: TrainConfig,
-    family: Family,
-    components: Components,
-    runtime: Runtime,
+    encoders: Encoders,
     gathered: Gathered,
 ) -> Texts:
     """Encode every caption and let the text encoders go, or keep them where they are needed."""
     captions = {"", *gathered.captions()}
     if config.class_prompt is not None:
         captions.add(config.class_prompt)
+    family, components = encoders.family, encoders.components
     if config.encodes_in_every_step:
         if not config.learns_words:  # the tokenizer does not know them yet
             report_long(captions, family, components, {})
         return LiveTexts(family, components, new_words(config))
-    encoders = list(text_encoders(family))
-    _load(family, components, encoders, runtime, encoder_dtype(runtime.dtype))
-    texts = EncodedTexts(gathered.train.resident, runtime.dtype)
-    texts.encode(captions, family, components)
-    components.release(*encoders)
-    if runtime.device.type == "cuda":
-        torch.cuda.empty_cache()
+    texts = EncodedTexts(gathered.train.resident, encoders.runtime.dtype)
+    texts.encode(captions, encoders)
+    encoders.release(*text_encoders(family))
     return texts
-
-
-def _enable_xformers(components: Components, denoiser: str) -> None:
-    try:
-        components[denoiser].enable_xformers_memory_efficient_attention()
-    except Exception as error:
-        raise UserError(
-            f"xFormers cannot be used: {first_line(error)}",
-            "Leave --enable_xformers_memory_efficient_attention away: PyTorch's own attention is "
-            "as lean.",
-        ) from error
 
 
 def _continue_from(

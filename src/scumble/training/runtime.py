@@ -53,6 +53,14 @@ class Runtime:
         number = torch.tensor(value, dtype=torch.float32, device=self.device)
         return float(broadcast(number)) if self.num_processes > 1 else value
 
+    def memory_bytes(self) -> int:
+        """Memory in use now: of the GPU where there is one, else of the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device)
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+
     def peak_memory_mib(self) -> float:
         """Most memory used so far: of the GPU where there is one, else of the process."""
         if self.device.type == "cuda":

@@ -18,6 +18,7 @@ from scumble.training.loop import StepResult, train_steps
 from scumble.training.optimizers import Update
 from scumble.training.phase import Phase, phase_name
 from scumble.training.record import Record
+from scumble.training.recorder import CudaRecorder, Recorder
 from scumble.training.taught import together
 from scumble.training.trackers import log_images
 from scumble.training.validation import draw_samples, sample_prompts
@@ -119,7 +120,8 @@ class Sitting:
         else:
             self.choice.waited = 0
         is_last = phase is self.phases[-1]
-        for result in train_steps(phase, update, runtime, start):
+        recorder = self._recorder_for(phase)
+        for result in train_steps(phase, update, runtime, start, recorder):
             self.done += 1
             average.update(result.plan.index - phase.first_step, update.moved)
             try:
@@ -138,6 +140,25 @@ class Sitting:
                 break
         self.journal.flush()
         average.settle()
+
+    def _recorder_for(self, phase: Phase) -> Recorder | None:
+        """What records the steps of a phase; None, saying why, where they are taken as usual."""
+        workshop = self.workshop
+        runtime = workshop.runtime
+        if runtime.device.type != "cuda" or not workshop.config.cuda_graph:
+            return None
+        reasons = {
+            "captions are encoded in every step": not workshop.texts.ready,
+            "each step drops other parts of the adapters": phase.dropouts.any,
+            "several processes train together": runtime.num_processes > 1,
+            "8-bit Adam works on the host too": workshop.config.use_8bit_adam,
+            "every weight learns": workshop.config.teaches_every_weight,
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                console.say(f"steps are not recorded as CUDA graphs: {reason}")
+                return None
+        return CudaRecorder(runtime.device)
 
     def _between_steps(
         self, result: StepResult, update: Update, average: Average, stop: StopRequest

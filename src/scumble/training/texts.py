@@ -1,8 +1,7 @@
 """What the denoiser is told of a caption: encoded once before training, or anew in every step."""
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -10,8 +9,11 @@ from scumble import console
 from scumble.adapters.tokens import expand
 from scumble.data.cache import content_key
 from scumble.families import Components, Conditioning, Family, text_encoders
-from scumble.training.precompute import model_key
+from scumble.training.encoders import Encoders
 from scumble.training.resident import Resident
+
+BEYOND = "tokens_beyond"
+"""Name in the store of the number of tokens that were cut off a caption."""
 
 
 class Texts(Protocol):
@@ -22,6 +24,9 @@ class Texts(Protocol):
 
     def __call__(self, captions: Sequence[str]) -> Conditioning:
         """The conditioning of the captions, in the order given, on the device."""
+
+    def on(self, components: Components) -> "Texts":
+        """The same captions, encoded by other components where they are encoded at all."""
 
 
 class EncodedTexts:
@@ -45,37 +50,51 @@ class EncodedTexts:
         return {
             name: torch.stack([state[name] for state in states]).to(self.dtype)
             for name in states[0]
+            if name != BEYOND
         }
 
+    def on(self, components: Components) -> "EncodedTexts":
+        """The same: nothing is encoded any more."""
+        del components
+        return self
+
     @torch.no_grad()
-    def encode(self, captions: Iterable[str], family: Family, components: Components) -> None:
+    def encode(self, captions: Iterable[str], encoders: Encoders) -> None:
         """Encode captions that are not in the store yet.
 
         Args:
             captions: all that the training may ask for.
-            family: how to encode.
-            components: with text encoders and tokenizers loaded.
+            encoders: the text encoders are loaded if some caption is not in the store.
 
         Raises:
             UserError: an encoding is NaN, or the store cannot be written.
         """
-        encoders = "/".join(
-            model_key(components[encoder]) + _tokenizer_key(components[tokenizer])
-            for encoder, tokenizer in text_encoders(family).items()
-        )
+        names = text_encoders(encoders.family)
+        about = "/".join(encoders.key(name) for name in names)
         store = self.resident.store
         wanted = sorted(set(captions))
-        self.keys |= {caption: content_key("text", caption, encoders) for caption in wanted}
+        self.keys |= {caption: content_key("caption", caption, about) for caption in wanted}
         missing = [caption for caption in wanted if self.keys[caption] not in store]
-        report_long(wanted, family, components, {})
-        if not missing:
-            return
-        with console.progress(len(missing), "encoding captions", unit="caption") as bar:
-            for caption in missing:
-                batch = family.encode_prompts(components, [caption])
-                entry = {name: tensor[0] for name, tensor in batch.items()}
-                store.put(self.keys[caption], entry, f"the caption '{caption[:60]}'")
-                bar.update()
+        if missing:
+            for name in names:
+                encoders.load(name)
+            with console.progress(len(missing), "encoding captions", unit="caption") as bar:
+                for caption in missing:
+                    self._encode(caption, encoders)
+                    bar.update()
+        for caption in wanted:
+            _report(caption, int(store.require(self.keys[caption])[BEYOND][0]))
+
+    def _encode(self, caption: str, encoders: Encoders) -> None:
+        family, components = encoders.family, encoders.components
+        batch = family.encode_prompts(components, [caption])
+        entry = {name: tensor[0] for name, tensor in batch.items()}
+        beyond = max(
+            tokens_beyond(caption, components[tokenizer], {})
+            for tokenizer in text_encoders(family).values()
+        )
+        entry[BEYOND] = torch.tensor([beyond])
+        self.resident.store.put(self.keys[caption], entry, f"the caption '{caption[:60]}'")
 
 
 class LiveTexts:
@@ -99,6 +118,16 @@ class LiveTexts:
         prompts = [expand(caption, self.tokens) for caption in captions]
         return self.family.encode_prompts(self.components, prompts)
 
+    def on(self, components: Components) -> "LiveTexts":
+        """Encoded by the text encoders of other components."""
+        return LiveTexts(self.family, components, self.tokens)
+
+
+def tokens_beyond(caption: str, tokenizer: Any, tokens: Mapping[str, int]) -> int:
+    """How many tokens of a caption are more than its text encoder reads."""
+    count = len(tokenizer(expand(caption, tokens), verbose=False).input_ids)
+    return max(0, count - int(tokenizer.model_max_length))
+
 
 def report_long(
     captions: Iterable[str], family: Family, components: Components, tokens: Mapping[str, int]
@@ -112,18 +141,13 @@ def report_long(
         tokens: new word -> how many vectors it stands for.
     """
     for name in text_encoders(family).values():
-        tokenizer = components[name]
-        limit = tokenizer.model_max_length
         for caption in sorted(captions):
-            count = len(tokenizer(expand(caption, tokens), verbose=False).input_ids)
-            if count > limit:
-                console.say(
-                    f"caption cut: {count - limit} of its tokens are beyond the encoder's "
-                    f"{limit - 2}: '{caption[:70]}...'"
-                )
+            _report(caption, tokens_beyond(caption, components[name], tokens))
 
 
-def _tokenizer_key(tokenizer: object) -> str:
-    vocabulary = repr(sorted(tokenizer.get_vocab().items()))  # type: ignore[attr-defined]
-    text = f"{tokenizer.model_max_length}/{tokenizer.pad_token}/{vocabulary}"  # type: ignore[attr-defined]
-    return hashlib.sha256(text.encode()).hexdigest()
+def _report(caption: str, beyond: int) -> None:
+    if beyond:
+        console.say(
+            f"caption cut: its last {beyond} tokens are more than the text encoder reads: "
+            f"'{caption[:70]}...'"
+        )
