@@ -137,8 +137,9 @@ def _norm_forward(
             y = y / (1.0 + tl.exp(-y))
         tl.store(y_ptr + place, y, mask=exists)
     # All programs of a group know its statistics; the one of its first chunk writes them down.
-    tl.store(mean_ptr + unit, mean, mask=is_group & (tl.program_id(2) == 0))
-    tl.store(rstd_ptr + unit, rstd, mask=is_group & (tl.program_id(2) == 0))
+    if tl.program_id(2) == 0:
+        tl.store(mean_ptr + unit, mean, mask=is_group)
+        tl.store(rstd_ptr + unit, rstd, mask=is_group)
 
 
 @triton.jit

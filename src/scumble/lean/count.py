@@ -97,12 +97,11 @@ def _fused_attention() -> Iterator[None]:
         if q.device.type != "meta":
             return usual(q, k, v, *rest, **options)
         mask = rest[0] if rest else options.get("attn_mask")
-        result: Tensor = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask)[
-            0
-        ]
+        kernel = aten._scaled_dot_product_flash_attention_for_cpu
+        result: Tensor = kernel(q, k, v, attn_mask=mask)[0]
         return result
 
-    functional.scaled_dot_product_attention = attend
+    functional.scaled_dot_product_attention = attend  # type: ignore[assignment]
     try:
         yield
     finally:

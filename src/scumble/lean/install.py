@@ -135,8 +135,7 @@ def _patch_end(lean: LeanModel) -> None:
     norm = getattr(lean.model, "conv_norm_out", None)
     activation = getattr(lean.model, "conv_act", None)
     is_own = type(activation) is nn.SiLU and "forward" not in vars(activation)
-    if norm in lean._forwards and is_own:
-        assert norm is not None
+    if norm is not None and activation is not None and norm in lean._forwards and is_own:
         del norm.forward
         lean._forwards.remove(norm)
         lean.patch(norm, blocks.last_norm_forward, activation)

@@ -120,7 +120,7 @@ class Sitting:
         else:
             self.choice.waited = 0
         is_last = phase is self.phases[-1]
-        recorder = self._recorder_for(phase)
+        recorder = recorder_for(self.workshop, phase)
         for result in train_steps(phase, update, runtime, start, recorder):
             self.done += 1
             average.update(result.plan.index - phase.first_step, update.moved)
@@ -140,25 +140,6 @@ class Sitting:
                 break
         self.journal.flush()
         average.settle()
-
-    def _recorder_for(self, phase: Phase) -> Recorder | None:
-        """What records the steps of a phase; None, saying why, where they are taken as usual."""
-        workshop = self.workshop
-        runtime = workshop.runtime
-        if runtime.device.type != "cuda" or not workshop.config.cuda_graph:
-            return None
-        reasons = {
-            "captions are encoded in every step": not workshop.texts.ready,
-            "each step drops other parts of the adapters": phase.dropouts.any,
-            "several processes train together": runtime.num_processes > 1,
-            "8-bit Adam works on the host too": workshop.config.use_8bit_adam,
-            "every weight learns": workshop.config.teaches_every_weight,
-        }
-        for reason, holds in reasons.items():
-            if holds:
-                console.say(f"steps are not recorded as CUDA graphs: {reason}")
-                return None
-        return CudaRecorder(runtime.device)
 
     def _between_steps(
         self, result: StepResult, update: Update, average: Average, stop: StopRequest
@@ -289,3 +270,22 @@ class Sitting:
             log_images(runtime.accelerator, images, prompts * len(seeds), self.done)
         except Exception as error:
             console.say(f"the sample pictures failed, training goes on: {first_line(error)}")
+
+
+def recorder_for(workshop: Workshop, phase: Phase) -> Recorder | None:
+    """What records the steps of a phase; None, saying why, where they are taken as usual."""
+    config, runtime = workshop.config, workshop.runtime
+    if runtime.device.type != "cuda" or not config.cuda_graph:
+        return None
+    reasons = {
+        "captions are encoded in every step": not workshop.texts.ready,
+        "each step drops other parts of the adapters": phase.dropouts.any,
+        "several processes train together": runtime.num_processes > 1,
+        "8-bit Adam works on the host too": config.use_8bit_adam,
+        "every weight learns": config.teaches_every_weight,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            console.say(f"steps are not recorded as CUDA graphs: {reason}")
+            return None
+    return CudaRecorder(runtime.device)
