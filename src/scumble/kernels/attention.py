@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn import functional
 
 from scumble.kernels.projection import (
@@ -46,9 +47,6 @@ def xformers(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
     result: Tensor = memory_efficient_attention(q, k, v)
     return result.transpose(1, 2)
 
-
-MOST_FLASH_WIDTH = 256
-"""Widest head of FlashAttention."""
 
 ATTENTION: dict[str, Attend] = {"auto": sdpa, "sdpa": sdpa, "xformers": xformers}
 """Value of --attention -> implementation."""
@@ -89,25 +87,25 @@ class RecomputedAttention(torch.autograd.Function):
         x, mean, rstd = normed(h, norm)
         sources = _sources(first, second, thin)
         q, k, v = _project_heads(x, context, sources, heads)
-        out_BHTD, logsumexp = _forward(q, k, v, attend)
-        # Without the logsumexp the way back repeats the attention, and its output with it.
-        kept = None if logsumexp is None else out_BHTD
-        ctx.save_for_backward(h, context, mean, rstd, kept, logsumexp, *thin)
-        ctx.settings = norm, heads, attend, first, second
+        kernel = _kernel(q, k, v, attend)
+        out_BHTD, kept = _forward(kernel, q, k, v, attend)
+        ctx.save_for_backward(h, context, mean, rstd, *thin, *kept)
+        ctx.settings = norm, heads, attend, kernel, first, second
         return out_BHTD.transpose(1, 2).flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Project again, go back through the attention, then through the projections."""
-        h, context, mean, rstd, out_BHTD, logsumexp, *thin = ctx.saved_tensors
-        norm, heads, attend, first, second = ctx.settings
+        h, context, mean, rstd, *others = ctx.saved_tensors
+        thin, kept = others[:4], others[4:]
+        norm, heads, attend, kernel, first, second = ctx.settings
         needs_h, needs_context = ctx.needs_input_grad[:2]
         x = normed(h, norm)[0]
         sources = _sources(first, second, thin)
         q, k, v = _project_heads(x, context, sources, heads)
         grad_BHTD = grad.unflatten(-1, (heads, -1)).transpose(1, 2)
-        grads = _backward(grad_BHTD, q, k, v, out_BHTD, logsumexp, attend)
+        grads = _backward(kernel, grad_BHTD, q, k, v, kept, attend)
         del q, k, v
         rows = [g.transpose(1, 2).flatten(2) for g in grads]
         del grads
@@ -173,44 +171,51 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
-def _keeps_logsumexp(q: Tensor, attend: Attend) -> str:
-    """The kind of kernel whose logsumexp PyTorch hands out, or ""."""
+def _kernel(q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> str:
+    """Of what kind the kernel is whose logsumexp PyTorch hands out; "" where there is none."""
     if attend is not sdpa:
         return ""
     if q.device.type in ("cpu", "meta"):
         return "cpu"
-    is_half = q.dtype in (torch.float16, torch.bfloat16)
-    fits = is_half and q.shape[-1] % 8 == 0 and q.shape[-1] <= MOST_FLASH_WIDTH
-    return "flash" if q.device.type == "cuda" and fits else ""
+    # PyTorch fills the heads up to a multiple of 8 before it calls the kernel.
+    if q.device.type != "cuda" or q.shape[-1] % 8:
+        return ""
+    return "flash" if can_use_flash_attention(SDPAParams(q, k, v, None, 0.0, False, False)) else ""
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> tuple[Tensor, Any]:
-    kind = _keeps_logsumexp(q, attend)
-    if kind == "cpu":
+def _forward(
+    kernel: str, q: Tensor, k: Tensor, v: Tensor, attend: Attend
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The output, and what `_backward` wants to be kept of it."""
+    if kernel == "cpu":
         out, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False)
-        return out, logsumexp
-    if kind == "flash":
-        out, logsumexp, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False)
-        return out, logsumexp
-    return attend(q, k, v), None
+        return out, (out, logsumexp)
+    if kernel == "flash":
+        found = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False)
+        out, logsumexp, _, _, _, _, seed, offset, _ = found
+        return out, (out, logsumexp, seed, offset)
+    return attend(q, k, v), ()
 
 
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Any, attend: Attend
+    kernel: str,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kept: Sequence[Tensor],
+    attend: Attend,
 ) -> tuple[Tensor, ...]:
-    kind = _keeps_logsumexp(q, attend)
-    if kind == "cpu":
+    """The gradients of q, k and v."""
+    if kernel == "cpu":
         backward = aten._scaled_dot_product_flash_attention_for_cpu_backward
-        grads: tuple[Tensor, ...] = backward(grad, q, k, v, out, logsumexp, 0.0, False)
-        return grads
-    if kind == "flash":
-        # Without dropout the generator's state is not read, and no sequence is ragged.
-        state = torch.empty(2, dtype=torch.uint64, device=q.device)
+        return tuple(backward(grad, q, k, v, *kept, 0.0, False))
+    if kernel == "flash":
+        out, logsumexp, seed, offset = kept
         lengths = (None, None, q.shape[2], k.shape[2])
         backward = aten._scaled_dot_product_flash_attention_backward
-        empty = torch.empty(0, dtype=torch.uint64, device=q.device)
-        grads = backward(grad, q, k, v, out, logsumexp, *lengths, 0.0, False, state, empty)
-        return grads
+        found = backward(grad, q, k, v, out, logsumexp, *lengths, 0.0, False, seed, offset)
+        return tuple(found)
     # Nothing handed out: once more forward, then back.
     with torch.enable_grad():
         inputs = [t.detach().requires_grad_(True) for t in (q, k, v)]

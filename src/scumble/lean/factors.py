@@ -39,10 +39,11 @@ def read(layers: Sequence[nn.Module], dtype: torch.dtype) -> tuple[Frozen, Thin]
     linears = [linear for layer in layers if (linear := linear_of(layer)) is not None]
     changes = [layer.thin() if isinstance(layer, AdaptedLayer) else [] for layer in layers]
     thin = [change for change in changes if change is not None]
-    if len(linears) < len(layers) or len(thin) < len(layers):
+    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+    is_mixed = len(biases) not in (0, len(linears))
+    if len(linears) < len(layers) or len(thin) < len(layers) or is_mixed:
         return None
     weights: list[Tensor] = [linear.weight for linear in linears]
-    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
     weight = weights[0] if len(weights) == 1 else _stacked(weights)
     bias = (biases[0] if len(biases) == 1 else torch.cat(biases)) if biases else None
     pairs = [_as_one(change) for change in thin]
