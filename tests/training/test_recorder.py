@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 import scumble
+from scumble.families import Components
+from scumble.lean.count import on_meta
 from scumble.training import recorder as recorder_module
+from scumble.training.forecast import _on_meta
 from scumble.training.loop import train_steps
 from scumble.training.methods import METHODS
 from scumble.training.optimizers import Update
@@ -201,6 +206,34 @@ def test_where_steps_are_not_recorded_it_is_said_why(
     assert chosen == (None if options else "cuda")
     said = capsys.readouterr().out
     assert (f"not recorded as CUDA graphs: {reason}" in said) == bool(reason)
+
+
+class OnDeviceOnly(TorchDispatchMode):
+    """Refuses work that reads a tensor of the host: a recorded step could not be played back."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in tree_flatten((args, kwargs or {}))[0]:
+            if isinstance(value, torch.Tensor) and value.device.type != "meta" and value.dim():
+                raise AssertionError(f"{func} reads a {tuple(value.shape)} tensor of the host")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"snr_gamma": 5.0}, {"prediction_type": "v_prediction"}])
+def test_nothing_of_a_step_lies_on_the_host(make_config: Any, options: dict[str, Any]) -> None:
+    """On a device without values no reading back can hide either."""
+    config = make_config(**options)
+    workshop = open_workshop(config, prepare_runtime(config))
+    (phase,) = METHODS[config.method](workshop)
+    loss: Any = phase.losses["pictures"]
+    parts = {"unet": on_meta(workshop.components["unet"])}
+    objective = workshop.objective.to(torch.device("meta"))
+    denoising = loss.denoising.on(Components(workshop.components.base, parts))
+    twin = replace(loss, denoising=replace(denoising, objective=objective))
+    samples = _on_meta(loss.samples(phase.plan.step(0), range(2)))
+    with OnDeviceOnly():
+        twin(samples).sum().backward()
+    with pytest.raises(AssertionError, match="of the host"), OnDeviceOnly():
+        replace(loss, denoising=denoising)(samples)
 
 
 @pytest.mark.gpu

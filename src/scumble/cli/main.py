@@ -1,6 +1,7 @@
 """The `scumble` command: finds the verb, runs it, and turns user errors into one clear line."""
 
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -83,6 +84,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # It warns of a kernel that its own build lacks, whether or not anybody asked for it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _write(text: str) -> None:

@@ -3,9 +3,10 @@
 Shape suffixes: B batch, C channels, H height, W width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 from scumble.diffusion.schedules import DiscreteSchedule
@@ -42,6 +43,10 @@ class DiscreteObjective:
                 "which epsilon prediction cannot learn from",
                 "Train with --prediction_type v_prediction, or use a base without that setting.",
             )
+
+    def to(self, device: torch.device) -> "DiscreteObjective":
+        """The same objective, with its schedule on a device."""
+        return replace(self, schedule=self.schedule.to(device))
 
     def noised(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """Mix picture and noise as the schedule says, shape (B, C, H, W)."""

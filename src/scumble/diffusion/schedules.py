@@ -31,6 +31,10 @@ class DiscreteSchedule:
         """Whether the last timestep holds noise alone."""
         return bool(self.alphas_cumprod[-1] == 0)
 
+    def to(self, device: torch.device) -> "DiscreteSchedule":
+        """The same schedule on a device: a recorded step can copy nothing from the host."""
+        return DiscreteSchedule(self.alphas_cumprod.to(device))
+
     def alpha_sigma(self, timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
         """The factors of picture and noise at each sample's timestep, both of shape (B,)."""
         alpha_bar_B = self.alphas_cumprod.to(timesteps_B.device)[timesteps_B]

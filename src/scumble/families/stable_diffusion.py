@@ -4,6 +4,7 @@ Shape suffixes: B batch, C channels, H height, W width, L tokens, D text width.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -51,10 +52,10 @@ class StableDiffusion:
             else:
                 # transformers calls the format of the weights dtype, diffusers torch_dtype.
                 option = "dtype" if name == "text_encoder" else "torch_dtype"
-                cls = _component_class(name)
+                find = partial(_component_class, name)
                 module = load_streamed(
-                    cls, base.files(name), base.variant, dtype
-                ) or _from_pretrained(cls, base, name, **{option: dtype})
+                    find, base.files(name), base.variant, dtype
+                ) or _from_pretrained(find(), base, name, **{option: dtype})
             components.parts[name] = module.eval().requires_grad_(False)
         if "text_encoder" in names and "tokenizer" not in components:
             components.parts["tokenizer"] = _load_tokenizer(base)

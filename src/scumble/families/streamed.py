@@ -1,12 +1,14 @@
 """Load a model tensor by tensor, each cast as it is read: no more memory than the result takes.
 
 The libraries map the whole file into memory, where a model of 3.4 GB in fp32 that is wanted in bf16
-takes 5.2 GB until it is built.
+takes 5.2 GB until it is built. And importing the model's class takes as long as reading its
+weights: both are done at once.
 """
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,12 @@ WEIGHTS_NAME = "diffusion_pytorch_model"
 
 
 def load_streamed(
-    cls: Any, files: Sequence[Path], variant: str | None, dtype: torch.dtype
+    find_class: Callable[[], Any], files: Sequence[Path], variant: str | None, dtype: torch.dtype
 ) -> nn.Module | None:
     """Build a diffusers model and fill it from its files.
 
     Args:
-        cls: the model's class.
+        find_class: imports the model's class.
         files: that the component is made of.
         variant: of the weights, such as "fp16".
         dtype: wanted.
@@ -41,27 +43,38 @@ def load_streamed(
     middle = f".{variant}" if variant is not None else ""
     weights = [p for p in files if p.name == f"{WEIGHTS_NAME}{middle}.safetensors"]
     weights = weights or [p for p in files if p.match(f"{WEIGHTS_NAME}{middle}-*-of-*.safetensors")]
-    if not weights or not hasattr(cls, "load_config"):
+    if not weights:
         return None
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(_read, weights, dtype)
+        cls = find_class()
+        try:
+            module = _empty(cls, weights[0].parent)
+            tensors = reading.result()
+        except (OSError, ValueError, KeyError, TypeError, struct.error):
+            return None
+    if module is None:
+        return None
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
+        return None
+    module.load_state_dict(tensors, assign=True)
+    return module
+
+
+def _empty(cls: Any, folder: Path) -> nn.Module | None:
+    """The model without values, where its class can build one from a configuration alone."""
     from accelerate import init_empty_weights
 
-    try:
-        config = cls.load_config(weights[0].parent)
-        with init_empty_weights():
-            module: nn.Module = cls.from_config(config)
-        shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
-        tensors = {}
-        for path in weights:
-            for name, tensor in _tensors(path, dtype):
-                if shapes.get(name) != tensor.shape:
-                    return None
-                tensors[name] = tensor
-        if tensors.keys() != shapes.keys():
-            return None
-        module.load_state_dict(tensors, assign=True)
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+    if not hasattr(cls, "load_config"):
         return None
+    with init_empty_weights():
+        module: nn.Module = cls.from_config(cls.load_config(folder))
     return module
+
+
+def _read(paths: Sequence[Path], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: tensor for path in paths for name, tensor in _tensors(path, dtype)}
 
 
 def _tensors(path: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

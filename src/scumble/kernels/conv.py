@@ -2,7 +2,8 @@
 
 PyTorch's own backward of a convolution keeps the input even where only the input's gradient is
 wanted. On a processor, 3x3 convolutions of small maps are an order of magnitude faster as one
-matrix product over the rows of the weight in channels_last layout.
+matrix product over the rows of the weight in channels_last layout, and those of 1x1 on any map a
+third.
 
 Shape suffixes: B batch, C input channels, O output channels, H height, W width.
 """
@@ -44,7 +45,9 @@ def convolve(x_BCHW: Tensor, conv: FrozenConv2d) -> Tensor:
     weight = dense(conv.weight)
     if _as_product(x_BCHW, conv):
         batch, _, height, width = x_BCHW.shape
-        rows = functional.linear(_columns(x_BCHW), _matrix(weight), conv.bias)
+        is_one = weight.shape[2:] == (1, 1)
+        columns = _rows(x_BCHW) if is_one else _columns(x_BCHW)
+        rows = functional.linear(columns, _matrix(weight), conv.bias)
         return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
     return functional.conv2d(x_BCHW, weight, conv.bias, conv.stride, conv.padding, conv.dilation)
 
@@ -53,8 +56,11 @@ def convolve_backward(grad_BOHW: Tensor, shape: torch.Size, conv: FrozenConv2d) 
     """The gradient of the input of `convolve`, whose shape was `shape`."""
     weight = dense(conv.weight)
     if _as_product(grad_BOHW, conv):
-        rows = grad_BOHW.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
-        return _fold(rows @ _matrix(weight), shape)
+        columns = _rows(grad_BOHW) @ _matrix(weight)
+        if weight.shape[2:] == (1, 1):
+            batch, _, height, width = shape
+            return columns.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        return _fold(columns, shape)
     result: Tensor = conv2d_input(
         shape, weight, grad_BOHW, conv.stride, conv.padding, conv.dilation
     )
@@ -84,17 +90,22 @@ def convolution(x_BCHW: Tensor, conv: FrozenConv2d) -> Tensor:
 
 
 def _as_product(x: Tensor, conv: FrozenConv2d) -> bool:
-    return (
-        x.device.type == "cpu"
-        and conv.weight.shape[2:] == (3, 3)
-        and conv.stride == conv.padding == conv.dilation == (1, 1)
-        and x.shape[0] * x.shape[2] * x.shape[3] <= MOST_ROWS
-    )
+    if x.device.type != "cpu" or conv.stride != (1, 1) or conv.dilation != (1, 1):
+        return False
+    if conv.weight.shape[2:] == (1, 1):
+        return conv.padding == (0, 0) and x.is_contiguous(memory_format=torch.channels_last)
+    is_small = x.shape[0] * x.shape[2] * x.shape[3] <= MOST_ROWS
+    return conv.weight.shape[2:] == (3, 3) and conv.padding == (1, 1) and is_small
 
 
 def _matrix(weight: Tensor) -> Tensor:
     """The kernel as (O, 9 C); a view where the weight is in channels_last layout."""
     return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+
+
+def _rows(x_BCHW: Tensor) -> Tensor:
+    """Every place with its channels, shape (B H W, C); a view in channels_last layout."""
+    return x_BCHW.permute(0, 2, 3, 1).reshape(-1, x_BCHW.shape[1])
 
 
 def _columns(x_BCHW: Tensor) -> Tensor:

@@ -87,6 +87,7 @@ def _count(workshop: Workshop, phase: Phase, loss: SampleLoss, level: str) -> Co
     if level in LEVELS:
         put_on(parts[workshop.denoiser_name], LEVELS[level], "sdpa")
     denoising = loss.denoising.on(components)
+    denoising = replace(denoising, objective=denoising.objective.to(torch.device("meta")))
     twin = replace(cast(Any, loss), denoising=denoising)
     samples = _on_meta(loss.samples(_largest(workshop, phase), range(_batch(workshop, phase))))
     modules = [part for part in parts.values() if isinstance(part, nn.Module)]

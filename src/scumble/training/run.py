@@ -103,7 +103,7 @@ def open_workshop(config: TrainConfig, runtime: Runtime) -> Workshop:
         cache_dir=config.cache_dir,
     )
     family = family_of(base)
-    objective = family.objective(base)
+    objective = family.objective(base).to(runtime.device)
     check_attention(config)
     if config.teaches_adapters:
         targets(config, family)  # a malformed one is said before the long work
