@@ -19,6 +19,7 @@ from scumble.training.methods import METHODS
 from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
 
+EPSILON = {"prediction_type": "epsilon", "snr_gamma": 5.0}
 LIVE = {"train_text_encoder": True}
 WORD = {"placeholder_token": "<pip>", "initializer_token": "circle"}
 PIVOT = WORD | {"method": "pivotal_tuning", "learnable_property": "object", "max_train_steps": 4}
@@ -35,7 +36,7 @@ def level_of(workshop: Any) -> str:
     return ",".join(levels) or "off"
 
 
-@pytest.mark.parametrize("options", [{}, LIVE, PIVOT, {"mixed_precision": "bf16"}])
+@pytest.mark.parametrize("options", [{}, LIVE, PIVOT, {"mixed_precision": "bf16"}, EPSILON])
 def test_leaner_levels_are_foretold_to_keep_less(make_config: Any, options: Any) -> None:
     workshop, phases = begun(make_config(**options))
     kept = [foretell(workshop, phases, level).step.saved_bytes for level in ("off", *LEVELS)]
@@ -113,6 +114,36 @@ def test_every_level_teaches_the_same(make_config: Any, tmp_path: Path) -> None:
             rel=1e-5,
         )
     assert files[1] == files[2] == files[3]
+
+
+def test_what_was_counted_is_remembered_and_never_stale(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+    count = forecast_module._count
+
+    def noted(*args: Any) -> Any:
+        counted.append(args[-1])
+        return count(*args)
+
+    monkeypatch.setattr(forecast_module, "_count", noted)
+    first = foretell(*begun(make_config()), "low").step
+    assert counted == ["low"]
+    assert foretell(*begun(make_config(max_train_steps=9)), "low").step == first
+    assert counted == ["low"]
+    others: list[dict[str, Any]] = [
+        {"rank": 2},
+        {"mixed_precision": "bf16"},
+        {"train_batch_size": 3},
+        {"gradient_checkpointing": True},
+        {"resolution": 32},
+    ]
+    for number, options in enumerate(others, 2):
+        foretell(*begun(make_config(**options)), "low")
+        assert len(counted) == number
+    foretell(*begun(make_config(cache_latents=False)), "low")
+    foretell(*begun(make_config(cache_latents=False)), "low")
+    assert len(counted) == len(others) + 3
 
 
 def test_the_record_holds_what_was_foretold_and_what_it_was(

@@ -14,6 +14,7 @@ from scumble.families import Components
 from scumble.lean.count import Count, count_step, on_meta, parameters_of
 from scumble.lean.install import put_on
 from scumble.lean.levels import LEVELS
+from scumble.training import counts
 from scumble.training.denoising import Samples
 from scumble.training.phase import Phase, SampleLoss
 from scumble.training.taught import together
@@ -68,7 +69,7 @@ def foretell(workshop: Workshop, phases: Sequence[Phase], level: str) -> Forecas
     steps = []
     for phase in phases:
         phase.begin(phases)
-        steps += [_count(workshop, phase, loss, level) for loss in phase.losses.values()]
+        steps += [_counted(workshop, phase, name, level) for name in phase.losses]
     return Forecast(
         now_bytes=workshop.runtime.memory_bytes(),
         learning_bytes=copies * size,
@@ -78,7 +79,22 @@ def foretell(workshop: Workshop, phases: Sequence[Phase], level: str) -> Forecas
     )
 
 
-def _count(workshop: Workshop, phase: Phase, loss: SampleLoss, level: str) -> Count:
+def _counted(workshop: Workshop, phase: Phase, name: str, level: str) -> Count:
+    """One loss of one phase, from memory where the very same was counted before."""
+    loss, folder = phase.losses[name], workshop.config.cache_folder
+    samples = loss.samples(_largest(workshop, phase), range(_batch(workshop, phase)))
+    parts = workshop.components.parts.items()
+    modules = [(part, module) for part, module in parts if isinstance(module, nn.Module)]
+    what = f"{level} {phase.name} {name}"
+    key = counts.key_of(workshop.config, what, modules, samples)
+    count = counts.remembered(folder, key)
+    if count is None:
+        count = _count(workshop, loss, _on_meta(samples), level)
+        counts.remember(folder, key, count)
+    return count
+
+
+def _count(workshop: Workshop, loss: SampleLoss, samples: Samples, level: str) -> Count:
     parts = {
         name: on_meta(part) if isinstance(part, nn.Module) else part
         for name, part in workshop.components.parts.items()
@@ -87,9 +103,7 @@ def _count(workshop: Workshop, phase: Phase, loss: SampleLoss, level: str) -> Co
     if level in LEVELS:
         put_on(parts[workshop.denoiser_name], LEVELS[level], "sdpa")
     denoising = loss.denoising.on(components)
-    denoising = replace(denoising, objective=denoising.objective.to(torch.device("meta")))
     twin = replace(cast(Any, loss), denoising=denoising)
-    samples = _on_meta(loss.samples(_largest(workshop, phase), range(_batch(workshop, phase))))
     modules = [part for part in parts.values() if isinstance(part, nn.Module)]
     conditioning = (samples.conditioning or {}).values()
     there = [samples.latents, samples.noise, samples.timesteps, *conditioning]
