@@ -5,10 +5,13 @@ import torch
 from gradients import LAYOUTS, check, numbers, same
 from torch.nn import functional
 
+from scumble.kernels import backend
 from scumble.kernels.conv import FrozenConv2d
 from scumble.kernels.norms import (
     ConcatenatedGroupNorm,
     GroupNorm,
+    group_norm,
+    group_norm_backward,
     layer_norm,
     layer_norm_backward,
 )
@@ -144,3 +147,21 @@ def test_layer_norm():
     same(y, theirs)
     found = layer_norm_backward(grad, x, mean, rstd, weight, bias)
     same(found, torch.autograd.grad(theirs, x, grad)[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("silu", [False, True])
+def test_without_triton_a_gpu_computes_the_same_in_either_layout(monkeypatch, silu):
+    monkeypatch.setattr(backend, "uses_triton", lambda _: False)
+    weight, bias = (torch.randn(8, device="cuda") for _ in range(2))
+    x = torch.randn(2, 8, 5, 6, device="cuda")
+    grad = torch.randn(2, 8, 5, 6, device="cuda")
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given, back = (t.contiguous(memory_format=layout) for t in (x, grad))
+        y, mean, rstd = group_norm(given, weight, bias, 4, 1e-5, silu=silu)
+        args = mean, rstd, weight, bias, 4, 1e-5
+        results.append((y, group_norm_backward(back, given, *args, silu=silu)))
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other)

@@ -8,8 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from scumble.errors import UserError
 from scumble.families import FAMILIES, Components, family_of, locate
+from scumble.training import counts, forecast
+from scumble.training import encoders as encoders_module
 from scumble.training.encoders import encoders_of, model_key
+from scumble.training.methods import METHODS
 from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
 
@@ -114,6 +118,27 @@ def tiny_vae(folder: Path) -> torch.nn.Module:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+
+
+def test_a_cache_that_cannot_be_written_serves_as_well(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, loaded: list[str]
+) -> None:
+    opened(make_config())
+
+    def full(*_: Any) -> None:
+        raise UserError("the disk is full", "Make room.")
+
+    monkeypatch.setattr(encoders_module, "write_atomically", full)
+    monkeypatch.setattr(counts, "write_atomically", full)
+    config = make_config(rank=3)
+    workshop = opened(config)
+    loaded.clear()
+    assert forecast.foretell(workshop, METHODS[config.method](workshop), "low").step.saved_bytes
+    base = locate(config.pretrained_model_name_or_path)
+    runtime = prepare_runtime(make_config(mixed_precision="bf16"))
+    encoders = encoders_of(config, family_of(base), Components(base), runtime)
+    assert encoders.key("vae")
+    assert loaded == ["vae"]
 
 
 def test_nothing_is_remembered_where_nothing_is_cached(make_config: Any, loaded: list[str]) -> None:

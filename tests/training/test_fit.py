@@ -48,7 +48,7 @@ def test_leaner_levels_are_foretold_to_keep_less(make_config: Any, options: Any)
 def test_what_is_foretold_is_what_a_step_keeps(make_config: Any) -> None:
     """The count on shapes alone equals the bytes that autograd keeps of a real step."""
     workshop, phases = begun(make_config(train_batch_size=3, memory="low"))
-    forecast = fit(workshop, phases)
+    _, forecast = fit(workshop, phases)
     (phase,) = phases
     phase.begin(phases)
     loss = phase.losses["pictures"]
@@ -206,6 +206,23 @@ def test_an_error_of_memory_names_the_next_thing_to_try(make_config: Any, error:
     ):
         raise error
     assert "--memory low" in str(caught.value)
+
+
+def test_the_way_out_starts_from_the_level_that_was_chosen(make_config: Any) -> None:
+    config = make_config(mixed_precision="bf16", train_batch_size=4)
+
+    def run_out() -> None:
+        with memory_explained(config) as levels:
+            levels.append("lowest")
+            raise MemoryError
+
+    with pytest.raises(UserError, match="out of memory") as caught:
+        run_out()
+    assert "--train_batch_size 2" in str(caught.value)
+
+
+def test_where_every_weight_learns_no_level_is_advised(make_config: Any) -> None:
+    assert "--memory" not in way_out(make_config(method="full"), "off")
 
 
 def test_other_errors_stay_what_they_are(make_config: Any) -> None:

@@ -89,6 +89,15 @@ def test_scale_lr_multiplies_by_the_whole_batch():
     assert rate(update, 0) == 0.1 * 8
 
 
+def test_state_in_another_number_of_bits_is_refused():
+    update = make_update(parameter())
+    state = update.state()
+    narrow = {name: {"step": 1, "state1": torch.zeros(4)} for name in state["moments"]}
+    with pytest.raises(UserError, match="another number of bits") as caught:
+        update.load_state(state | {"moments": narrow})
+    assert "with --use_8bit_adam" in caught.value.hint
+
+
 def test_each_group_learns_at_its_own_rate():
     first, second = parameter(), parameter()
     update = make_update(first, second, lr_scheduler="linear", max_steps=4, scale_lr=True)

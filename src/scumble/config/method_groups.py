@@ -20,7 +20,7 @@ class FrozenFields:
 
     memory: Literal["auto", "balanced", "low", "lowest", "off"] = "auto"
     """How much of the forward pass is kept for the way back. low computes a little of it twice, 6 %
-    more arithmetic, and lowest 10 %; balanced nothing. auto takes the first of the three that fits.
+    more arithmetic, and lowest 9 %; balanced nothing. auto takes the first of the three that fits.
     off leaves the model's own layers, which keep the most."""
     base_precision: Literal["int8", "fp8", "nf4"] | None = None
     """Store the frozen weights in 8 or 4 bits and compute in --mixed_precision: for cards of 2 to 6

@@ -51,7 +51,9 @@ def load_streamed(
         try:
             module = _empty(cls, weights[0].parent)
             tensors = reading.result()
-        except (OSError, ValueError, KeyError, TypeError, struct.error):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+            return None
+        except RuntimeError:  # shapes that do not fit their bytes
             return None
     if module is None:
         return None

@@ -12,6 +12,8 @@ def default_device() -> torch.device:
 
 def processor_has_bf16() -> bool:
     """Whether the processor computes in bf16 itself."""
+    if not torch.backends.mkldnn.is_available():
+        return False
     supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return supported
 

@@ -219,6 +219,10 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> str:
     # PyTorch fills the heads up to a multiple of 8 before it calls the kernel.
     if q.device.type != "cuda" or q.shape[-1] % 8:
         return ""
+    # Every level computes with the same kernel: where another is preferred, it is repeated.
+    order = backends_for(q.dtype, q.shape[-1], torch.cuda.get_device_capability(q.device))
+    if attend is auto and order[0] is not SDPBackend.FLASH_ATTENTION:
+        return ""
     return "flash" if can_use_flash_attention(SDPAParams(q, k, v, None, 0.0, False, False)) else ""
 
 

@@ -80,7 +80,7 @@ def group_norm_backward(
     if silu:
         y = _native(x_BCHW, weight_C, bias_C, groups, eps)[0]
         grad_BCHW = aten.silu_backward(grad_BCHW, y)
-    layout = torch.channels_last if _is_channels_last(x_BCHW) else torch.contiguous_format
+    layout = _layout(x_BCHW)
     result: Tensor = aten.native_group_norm_backward(
         grad_BCHW.contiguous(memory_format=layout),
         x_BCHW.contiguous(memory_format=layout),
@@ -171,12 +171,17 @@ def _native(
     x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels = x_BCHW.shape[:2]
-    if not (_is_channels_last(x_BCHW) or x_BCHW.is_contiguous()):
-        x_BCHW = x_BCHW.contiguous()
+    x_BCHW = x_BCHW.contiguous(memory_format=_layout(x_BCHW))
     y, mean, rstd = torch.native_group_norm(
         x_BCHW, weight_C, bias_C, batch, channels, x_BCHW[0, 0].numel(), groups, eps
     )
     return y, mean, rstd
+
+
+def _layout(x_BCHW: Tensor) -> torch.memory_format:
+    """The layout to compute in: PyTorch reads channels_last as such on a processor alone."""
+    keeps = x_BCHW.device.type in ("cpu", "meta") and _is_channels_last(x_BCHW)
+    return torch.channels_last if keeps else torch.contiguous_format
 
 
 def _is_channels_last(x_BCHW: Tensor) -> bool:

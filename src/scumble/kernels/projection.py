@@ -123,7 +123,7 @@ class Projection(torch.autograd.Function):
         """Compute the norm again, then the gradients of the input and of the thin matrices."""
         h, mean, rstd, down_PRI, up_POR = ctx.saved_tensors
         needs_h = ctx.needs_input_grad[0]
-        x = None if h is None else normed(h, ctx.norm)[0]
+        x = None if h is None or down_PRI is None else normed(h, ctx.norm)[0]
         found = project_backward(grad, x, ctx.frozen, Thin(down_PRI, up_POR), needs_x=needs_h)
         return (
             norm_backward(found.x, h, ctx.norm, mean, rstd),

@@ -16,7 +16,9 @@ from scumble.lean.factors import read
 from scumble.lean.forwards import is_autocast, may_pass_over
 from scumble.lean.levels import Level
 
-PLAIN_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")
+FUSED = "AttnProcessor2_0"
+"""diffusers' processor of fused kernels: fp32 inside, so that it looks at no flag to upcast."""
+PLAIN_PROCESSORS = ("AttnProcessor", FUSED)
 """diffusers' processors that compute attention as it is written in books."""
 
 
@@ -92,6 +94,10 @@ class LeanAttention:
         return self.attend_with(*parts).transpose(1, 2).flatten(2)
 
 
+def _upcasts(attn: Any) -> bool:
+    return bool(attn.upcast_attention or attn.upcast_softmax)
+
+
 def fits_attention(attn: Any) -> bool:
     """An Attention without norms of its own, residual or rescaling, in diffusers' plain form."""
     return (
@@ -102,8 +108,7 @@ def fits_attention(attn: Any) -> bool:
         and attn.to_out is not None
         and not attn.residual_connection
         and attn.rescale_output_factor == 1
-        and not attn.upcast_attention
-        and not attn.upcast_softmax
+        and (attn.processor.__class__.__name__ == FUSED or not _upcasts(attn))
         and attn.scale == (attn.inner_dim // attn.heads) ** -0.5
         and attn.inner_dim == attn.inner_kv_dim
         and attn.to_out[1].p == 0

@@ -68,6 +68,8 @@ def quantise(
     """
     if scheme not in SCHEMES:
         raise UserError(f"there is no precision '{scheme}'", f"Take one of: {', '.join(SCHEMES)}.")
+    if scheme == "fp8" and device is not None and device.type == "mps":
+        raise UserError("there is no fp8 on Apple's GPUs", "Take --base_precision int8.")
     if any(isinstance(m, AdaptedLayer) and m.is_merged for m in model.modules()):
         raise UserError("adapters are merged into the base", "Take them off, then quantise it.")
     if any(isinstance(vars(m).get("forward"), LeanForward) for m in model.modules()):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from torch import nn
 
 from scumble.config import TrainConfig
 from scumble.data.cache import content_key
+from scumble.errors import UserError
 from scumble.formats.container import write_atomically
 from scumble.lean.count import Count
 from scumble.training.denoising import Samples
@@ -61,13 +63,10 @@ def remembered(folder: Path | None, key: str) -> Count | None:
 
 
 def remember(folder: Path | None, key: str, count: Count) -> None:
-    """Keep a count for the next run.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Keep a count for the next run, where the folder can be written."""
     if folder is not None:
-        write_atomically(_path(folder, key), json.dumps(asdict(count)).encode())
+        with suppress(UserError, OSError):
+            write_atomically(_path(folder, key), json.dumps(asdict(count)).encode())
 
 
 def _path(folder: Path, key: str) -> Path:

@@ -1,6 +1,7 @@
 """The frozen models that turn pictures and captions into tensors, loaded when they are needed."""
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,20 @@ import torch
 
 from scumble.config import TrainConfig
 from scumble.data.cache import content_key, module_digest
+from scumble.errors import UserError
 from scumble.families import Components, Family, text_encoders
 from scumble.formats.container import write_atomically
 from scumble.training.runtime import Runtime
+
+KEY_VERSION = 1
+"""Raise it when `Encoders.key` is found in another way."""
 
 
 class Encoders:
     """The encoders of a base. Where everything is in the cache already, none is loaded.
 
     What an encoder's results depend on is found by reading all its weights. It is remembered, under
-    the names, sizes and times of its files, so that the next run knows it without reading them.
+    the names, sizes, times and inodes of its files, so that the next run knows it at once.
 
     Args:
         family: how to load.
@@ -45,7 +50,8 @@ class Encoders:
         if name in text_encoders(self.family):
             key += _tokenizer_key(self.components[text_encoders(self.family)[name]])
         if note is not None:
-            write_atomically(note, key.encode())
+            with suppress(UserError, OSError):  # a cache that is only read serves as well
+                write_atomically(note, key.encode())
         return key
 
     def load(self, name: str) -> None:
@@ -69,8 +75,9 @@ class Encoders:
         stamps = []
         for path in paths:
             facts = path.stat()
-            stamps.append(f"{path.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}")
-        about = content_key(self.family.name, name, str(self.dtype), *stamps)
+            times = facts.st_mtime_ns, facts.st_ctime_ns
+            stamps.append(f"{path.resolve()}\0{facts.st_size}\0{facts.st_ino}\0{times}")
+        about = content_key(KEY_VERSION, self.family.name, name, str(self.dtype), *stamps)
         return self.notes / f"{about[:32]}.txt"
 
 

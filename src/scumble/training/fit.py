@@ -22,11 +22,11 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """What errors of memory say that have no class of their own."""
 
 
-def fit(workshop: Workshop, phases: Sequence[Phase]) -> Forecast:
+def fit(workshop: Workshop, phases: Sequence[Phase]) -> tuple[str, Forecast]:
     """Put lean layers on the denoiser, at the fastest level of --memory that fits.
 
     Returns:
-        What the run will need.
+        The level, and what the run will need.
     """
     config, runtime = workshop.config, workshop.runtime
     free = free_bytes(runtime.device)
@@ -48,7 +48,7 @@ def fit(workshop: Workshop, phases: Sequence[Phase]) -> Forecast:
         denoiser.enable_xformers_memory_efficient_attention()
     if config.compile:
         compile_denoiser(denoiser, runtime.device)
-    return forecast
+    return level, forecast
 
 
 def check_attention(config: TrainConfig) -> None:
@@ -101,7 +101,7 @@ def way_out(config: TrainConfig, level: str) -> str:
     names = list(LEVELS)
     if (config.mixed_precision or "no") == "no" and not config.teaches_every_weight:
         return "try --mixed_precision bf16 (or fp16), which halves the frozen base"
-    if level in names[:-1]:
+    if level in names[:-1] and not config.teaches_every_weight:
         return f"try --memory {names[names.index(level) + 1]}"
     if batch > 1:
         more = config.gradient_accumulation_steps * 2
@@ -119,20 +119,23 @@ def way_out(config: TrainConfig, level: str) -> str:
 
 
 @contextmanager
-def memory_explained(config: TrainConfig) -> Iterator[None]:
+def memory_explained(config: TrainConfig) -> Iterator[list[str]]:
     """Turn an error of memory into one that names the next thing to try.
+
+    Yields:
+        A list for the level of --memory, once it is chosen.
 
     Raises:
         UserError: memory ran out.
     """
+    chosen: list[str] = ["balanced" if config.memory == "auto" else config.memory]
     try:
-        yield
+        yield chosen
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         is_memory = not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError)
         if not is_memory and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-        level = "balanced" if config.memory == "auto" else config.memory
-        hint = way_out(config, level)
+        hint = way_out(config, chosen[-1])
         raise UserError(
             f"out of memory: {first_line(error)}",
             f"{hint[0].upper()}{hint[1:]}. Checkpoints so far are kept.",

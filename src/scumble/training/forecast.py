@@ -21,8 +21,10 @@ from scumble.training.taught import together
 from scumble.training.workshop import Workshop
 
 GIB = 2**30
-SCRATCH_BYTES = {"cpu": 96 << 20, "cuda": 96 << 20, "mps": 96 << 20}
-"""Kind of device -> what its libraries need beside the tensors that PyTorch knows of."""
+SCRATCH_BYTES = 96 << 20
+"""What a device's libraries need beside the tensors that PyTorch knows of."""
+HEAP_SHARE = 1.4
+"""The heap of a process has holes: so many times a step's bytes. A GPU's allocator has few."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Forecast:
         learning_bytes: moments and averages of what learns.
         step: the costliest forward and backward pass, gradients included.
         scratch_bytes: of the device's libraries.
+        heap_share: what the step's bytes take in memory, holes included, over what they are.
         before_bytes: the most that was in use up to now.
     """
 
@@ -41,12 +44,14 @@ class Forecast:
     learning_bytes: int
     step: Count
     scratch_bytes: int
+    heap_share: float
     before_bytes: int
 
     @property
     def more_bytes(self) -> int:
         """What must be free from now on."""
-        return self.learning_bytes + self.step.peak_bytes + self.scratch_bytes
+        step_bytes = round(self.heap_share * self.step.peak_bytes)
+        return self.learning_bytes + step_bytes + self.scratch_bytes
 
     @property
     def peak_bytes(self) -> int:
@@ -62,7 +67,6 @@ def foretell(workshop: Workshop, phases: Sequence[Phase], level: str) -> Forecas
         phases: of the run, adapters attached.
         level: a key of `LEVELS`, or "off".
     """
-    device = workshop.runtime.device
     learning = list(together(phase.taught for phase in phases).named_parameters().values())
     size = sum(parameter.nbytes for parameter in learning)
     copies = 2 + (workshop.config.ema_decay is not None)
@@ -74,9 +78,20 @@ def foretell(workshop: Workshop, phases: Sequence[Phase], level: str) -> Forecas
         now_bytes=workshop.runtime.memory_bytes(),
         learning_bytes=copies * size,
         step=max(steps, key=lambda step: step.peak_bytes),
-        scratch_bytes=SCRATCH_BYTES[device.type],
+        scratch_bytes=SCRATCH_BYTES,
+        heap_share=_heap_share(workshop),
         before_bytes=round(workshop.runtime.peak_memory_mib() * 2**20),
     )
+
+
+def _heap_share(workshop: Workshop) -> float:
+    device = workshop.runtime.device
+    if device.type == "cpu":
+        return HEAP_SHARE
+    shapes = {example.bucket for example in workshop.gathered.train.examples}
+    # Recorded steps keep their memory; what is not recorded yet, of another shape, has its own.
+    is_recorded = device.type == "cuda" and workshop.config.cuda_graph
+    return 2.0 if is_recorded and len(shapes) > 1 else 1.0
 
 
 def _counted(workshop: Workshop, phase: Phase, name: str, level: str) -> Count:

@@ -38,6 +38,7 @@ class Update:
         self.groups = list(groups)
         # 8-bit state is kept in blocks, which do not end where a parameter ends; and of a whole
         # model there is no room for a second copy.
+        self.is_narrow = config.use_8bit_adam
         keeps_apart = config.use_8bit_adam or config.teaches_every_weight
         self.flats = [] if keeps_apart else [Flat(group.parameters) for group in self.groups]
         self.names = [name for group in self.groups for name in group.parameters]
@@ -168,6 +169,12 @@ class Update:
                 f"the checkpoint trained {len(state['moments'])} tensors, this run trains "
                 f"{len(self.names)}, or others",
                 "Go on with the --target_modules it was begun with.",
+            )
+        is_narrow = any("state1" in entry for entry in state["moments"].values())
+        if is_narrow != self.is_narrow:
+            raise UserError(
+                "the checkpoint's optimizer keeps its state in another number of bits",
+                f"Go on {'with' if is_narrow else 'without'} --use_8bit_adam, as it was begun.",
             )
         for flat in self.flats:
             flat.set_moments(self.optimizer.state[flat.whole], state["moments"])

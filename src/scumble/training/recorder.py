@@ -107,7 +107,7 @@ class Recorded:
             self._gave_up = True
             console.say(
                 f"the step cannot be recorded as a CUDA graph, and is taken as usual: "
-                f"{first_line(error)}"
+                f"{first_line(error.__context__ or error)}"
             )
 
 

@@ -52,11 +52,11 @@ def train(config: TrainConfig) -> TrainResult:
         UserError: something about the input is wrong; nothing that existed is changed.
         Stopped: the user interrupted; a checkpoint to go on from is written.
     """
-    with memory_explained(config):
-        return _train(config, prepare_runtime(config))
+    with memory_explained(config) as levels:
+        return _train(config, prepare_runtime(config), levels)
 
 
-def _train(config: TrainConfig, runtime: Runtime) -> TrainResult:
+def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainResult:
     folder = Path(config.output_dir)
     checkpoint, notes = find_checkpoint(config)
     if runtime.is_main:
@@ -81,7 +81,8 @@ def _train(config: TrainConfig, runtime: Runtime) -> TrainResult:
     if runtime.is_main:
         record.save("running")
     _report_start(workshop, phases)
-    forecast = fit(workshop, phases)
+    level, forecast = fit(workshop, phases)
+    levels.append(level)
     record.facts["foretold_peak_mib"] = round(forecast.peak_bytes / 2**20, 1)
     sitting = Sitting(workshop, phases, record, checkpoint, state)
     try:
