@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
-from scumble.kernels.weights import dense
+from scumble.kernels.weights import dense, multiply
 
 MOST_ROWS = 64
 """Largest B x H x W of which a 3x3 convolution on a processor becomes one product."""
@@ -47,7 +47,7 @@ def convolve(x_BCHW: Tensor, conv: FrozenConv2d) -> Tensor:
         batch, _, height, width = x_BCHW.shape
         is_one = weight.shape[2:] == (1, 1)
         columns = _rows(x_BCHW) if is_one else _columns(x_BCHW)
-        rows = functional.linear(columns, _matrix(weight), conv.bias)
+        rows = multiply(columns, _matrix(weight), conv.bias)
         return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
     return functional.conv2d(x_BCHW, weight, conv.bias, conv.stride, conv.padding, conv.dilation)
 

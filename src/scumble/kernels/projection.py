@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from scumble.kernels.norms import layer_norm, layer_norm_backward
-from scumble.kernels.weights import Stacked, dense
+from scumble.kernels.weights import Stacked, dense, multiply
 
 
 class Frozen(NamedTuple):
@@ -54,7 +53,7 @@ class Norm(NamedTuple):
 
 def project(x: Tensor, frozen: Frozen, thin: Thin) -> Tensor:
     """X W^T + b + (x down^T) up^T, of shape (..., P x O)."""
-    y = functional.linear(x, dense(frozen.weight), frozen.bias)
+    y = multiply(x, dense(frozen.weight), frozen.bias)
     if thin.down_PRI is None or thin.up_POR is None:
         return y
     maps, outputs, rank = thin.up_POR.shape
