@@ -1,6 +1,7 @@
 """The memory of a run is foretold, the level that fits is chosen, and there is always a way out."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from scumble.training.methods import METHODS
 from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
 
-EPSILON = {"prediction_type": "epsilon", "snr_gamma": 5.0}
 LIVE = {"train_text_encoder": True}
 WORD = {"placeholder_token": "<pip>", "initializer_token": "circle"}
 PIVOT = WORD | {"method": "pivotal_tuning", "learnable_property": "object", "max_train_steps": 4}
@@ -36,13 +36,26 @@ def level_of(workshop: Any) -> str:
     return ",".join(levels) or "off"
 
 
-@pytest.mark.parametrize("options", [{}, LIVE, PIVOT, {"mixed_precision": "bf16"}, EPSILON])
+@pytest.mark.parametrize("options", [{}, LIVE, PIVOT, {"mixed_precision": "bf16"}])
 def test_leaner_levels_are_foretold_to_keep_less(make_config: Any, options: Any) -> None:
     workshop, phases = begun(make_config(**options))
     kept = [foretell(workshop, phases, level).step.saved_bytes for level in ("off", *LEVELS)]
     assert kept == sorted(kept, reverse=True)
     assert kept[-1] < 0.6 * kept[0]
     assert level_of(workshop) == "off"
+
+
+def test_a_base_that_predicts_noise_is_foretold_too(
+    make_config: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_folder, tmp_path / "base"))
+    path = base / "scheduler" / "scheduler_config.json"
+    changes = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    config = make_config(pretrained_model_name_or_path=str(base), snr_gamma=5.0)
+    workshop, phases = begun(config)
+    assert workshop.objective.prediction == "epsilon"
+    assert foretell(workshop, phases, "low").step.saved_bytes > 0
 
 
 def test_what_is_foretold_is_what_a_step_keeps(make_config: Any) -> None:
