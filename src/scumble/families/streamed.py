@@ -24,6 +24,9 @@ DTYPES = {
 """Number formats as safetensors files call them."""
 WEIGHTS_NAME = "diffusion_pytorch_model"
 
+UNFIT = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, struct.error)
+"""What damaged files end in; RuntimeError where shapes do not fit their bytes."""
+
 
 def load_streamed(
     find_class: Callable[[], Any], files: Sequence[Path], variant: str | None, dtype: torch.dtype
@@ -51,9 +54,7 @@ def load_streamed(
         try:
             module = _empty(cls, weights[0].parent)
             tensors = reading.result()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
-            return None
-        except RuntimeError:  # shapes that do not fit their bytes
+        except UNFIT:
             return None
     if module is None:
         return None

@@ -45,9 +45,7 @@ def convolve(x_BCHW: Tensor, conv: FrozenConv2d) -> Tensor:
     weight = dense(conv.weight)
     if _as_product(x_BCHW, conv):
         batch, _, height, width = x_BCHW.shape
-        is_one = weight.shape[2:] == (1, 1)
-        columns = _rows(x_BCHW) if is_one else _columns(x_BCHW)
-        rows = multiply(columns, _matrix(weight), conv.bias)
+        rows = multiply(_columns(x_BCHW, weight.shape[-1]), _matrix(weight), conv.bias)
         return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
     return functional.conv2d(x_BCHW, weight, conv.bias, conv.stride, conv.padding, conv.dilation)
 
@@ -56,11 +54,7 @@ def convolve_backward(grad_BOHW: Tensor, shape: torch.Size, conv: FrozenConv2d) 
     """The gradient of the input of `convolve`, whose shape was `shape`."""
     weight = dense(conv.weight)
     if _as_product(grad_BOHW, conv):
-        columns = _rows(grad_BOHW) @ _matrix(weight)
-        if weight.shape[2:] == (1, 1):
-            batch, _, height, width = shape
-            return columns.view(batch, height, width, -1).permute(0, 3, 1, 2)
-        return _fold(columns, shape)
+        return _fold(_rows(grad_BOHW) @ _matrix(weight), shape, weight.shape[-1])
     result: Tensor = conv2d_input(
         shape, weight, grad_BOHW, conv.stride, conv.padding, conv.dilation
     )
@@ -99,7 +93,7 @@ def _as_product(x: Tensor, conv: FrozenConv2d) -> bool:
 
 
 def _matrix(weight: Tensor) -> Tensor:
-    """The kernel as (O, 9 C); a view where the weight is in channels_last layout."""
+    """The kernel as (O, K K C); a view where the weight is in channels_last layout."""
     return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
 
 
@@ -108,17 +102,21 @@ def _rows(x_BCHW: Tensor) -> Tensor:
     return x_BCHW.permute(0, 2, 3, 1).reshape(-1, x_BCHW.shape[1])
 
 
-def _columns(x_BCHW: Tensor) -> Tensor:
-    """The nine neighbours of every place, shape (B H W, 9 C)."""
+def _columns(x_BCHW: Tensor, edge: int) -> Tensor:
+    """Every place, or with edge 3 its nine neighbours: shape (B H W, edge edge C)."""
+    if edge == 1:
+        return _rows(x_BCHW)
     batch, channels, height, width = x_BCHW.shape
     padded = functional.pad(x_BCHW.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
     return torch.cat(shifted, -1).view(batch * height * width, 9 * channels)
 
 
-def _fold(columns: Tensor, shape: torch.Size) -> Tensor:
-    """Add the nine parts back where they came from: the transpose of `_columns`."""
+def _fold(columns: Tensor, shape: torch.Size, edge: int) -> Tensor:
+    """Add the parts back where they came from: the transpose of `_columns`."""
     batch, channels, height, width = shape
+    if edge == 1:
+        return columns.view(batch, height, width, channels).permute(0, 3, 1, 2)
     parts = columns.view(batch, height, width, 9, channels)
     total = columns.new_zeros(batch, height + 2, width + 2, channels)
     for number in range(9):

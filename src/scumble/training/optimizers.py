@@ -39,7 +39,7 @@ class Update:
         # 8-bit state is kept in blocks, which do not end where a parameter ends; and of a whole
         # model there is no room for a second copy.
         self.is_narrow = config.use_8bit_adam
-        keeps_apart = config.use_8bit_adam or config.teaches_every_weight
+        keeps_apart = self.is_narrow or config.teaches_every_weight
         self.flats = [] if keeps_apart else [Flat(group.parameters) for group in self.groups]
         self.names = [name for group in self.groups for name in group.parameters]
         parts = [[flat.whole] for flat in self.flats]
