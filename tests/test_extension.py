@@ -18,7 +18,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 import scumble
-from scumble.adapters import ADAPTERS, Adapter, LayerSpec, blend
+from scumble.adapters import ADAPTERS, Adapter, blend
 from scumble.adapters.inject import Target, inject
 from scumble.families import FAMILIES, Components
 from scumble.families.stable_diffusion import StableDiffusion
@@ -30,22 +30,20 @@ PROMPT = "a red circle"
 class ChannelGain(Adapter):
     """Scales each output channel of a layer: no low-rank product, and no cheaper branch."""
 
+    gain: Tensor
     file_names: ClassVar[Mapping[str, str]] = {"gain": "channel_gain"}
+    needs_weight = True
 
-    def __init__(self, layer: LayerSpec, rank: int, alpha: float) -> None:
-        super().__init__(layer, rank, alpha)
-        self.gain = nn.Parameter(torch.zeros(rank, layer.weight_shape[0]))
+    def shapes(self, like: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002
+        return {"gain": (self.rank, self.layer.weight_shape[0])}
 
     @torch.no_grad()
     def initialise(self, init: str, generator: torch.Generator, weight: torch.Tensor) -> None:  # noqa: ARG002
         self.gain.zero_()
 
-    def delta(self) -> Tensor:
+    def delta(self, weight: Tensor | None = None) -> Tensor:
         gain_O = self.scale * self.gain.sum(0)
-        return gain_O.view(-1, *[1] * (len(self.layer.weight_shape) - 1))
-
-    def merged(self, weight: Tensor, strength: float) -> Tensor:
-        return weight * (1 + strength * self.delta())
+        return weight * gain_O.view(-1, *[1] * (weight.ndim - 1))
 
     @classmethod
     def rank_of(cls, tensors: Mapping[str, Tensor]) -> int:

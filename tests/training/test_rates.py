@@ -102,4 +102,4 @@ def test_input_dropout_switches_inputs_off_in_training_alone(make_config: Any) -
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
     phase.at_rest()
-    assert torch.equal(layer(x), layer.base(x) + adapter.branch(x))
+    assert torch.equal(layer(x), layer.base(x) + adapter.branch(x, layer.base(x), layer.base))

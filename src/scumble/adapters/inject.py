@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scumble.adapters.base import Adapter, LayerSpec
-from scumble.adapters.layer import AdaptedLayer
+from scumble.adapters.layer import Adaptable, AdaptedLayer
 from scumble.errors import UserError
 from scumble.randomness import generator
 
@@ -131,7 +131,7 @@ class AdapterSet:
 
 
 def adaptable_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Walk a model's Linear, Conv2d and already wrapped layers, as (module path, layer)."""
+    """Walk a model's layers that could carry an adapter or do, as (module path, layer)."""
     inside = ""
     for path, module in model.named_modules():
         if inside and path.startswith(inside):
@@ -139,7 +139,7 @@ def adaptable_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(module, AdaptedLayer):
             inside = path + "."
             yield path, module
-        elif isinstance(module, nn.Linear | nn.Conv2d):
+        elif isinstance(module, Adaptable):
             yield path, module
 
 
@@ -162,7 +162,8 @@ def find_targets(model: nn.Module, targets: Sequence[Target]) -> dict[str, Targe
     Raises:
         UserError: a pattern matches nothing, naming it and the names that come close.
     """
-    paths = [path for path, _ in adaptable_layers(model)]
+    norms = nn.GroupNorm | nn.LayerNorm
+    paths = [path for path, layer in adaptable_layers(model) if not isinstance(layer, norms)]
     for target in targets:
         if not any(matches(path, target.pattern) for path in paths):
             names = {part for path in paths for part in path.split(".") if not part.isdigit()}
@@ -203,7 +204,7 @@ def attach(
     ready: dict[str, Adapter] = {}
     for path, build_adapter in build.items():
         layer = layers[path]
-        assert isinstance(layer, AdaptedLayer | nn.Linear | nn.Conv2d)
+        assert isinstance(layer, AdaptedLayer | Adaptable)
         spec = layer.spec if isinstance(layer, AdaptedLayer) else LayerSpec.of(layer)
         try:
             ready[path] = build_adapter(spec, layer.weight)
@@ -212,7 +213,7 @@ def attach(
     wrapped: dict[str, AdaptedLayer] = {}
     for path, adapter in ready.items():
         layer = layers[path]
-        assert isinstance(layer, AdaptedLayer | nn.Linear | nn.Conv2d)
+        assert isinstance(layer, AdaptedLayer | Adaptable)
         if not isinstance(layer, AdaptedLayer):
             layer = AdaptedLayer(layer)
             layer.train(layer.base.training)

@@ -7,9 +7,12 @@ from torch import Tensor, nn
 
 from scumble.adapters.base import Adapter, LayerSpec
 
+Adaptable = nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm
+"""What an adapter may sit on."""
+
 
 class AdaptedLayer(nn.Module):
-    """A frozen Linear or Conv2d with any number of named adapters, each at its own strength.
+    """A frozen layer with any number of named adapters, each at its own strength.
 
     The wrapped layer is the very object that was in the model: taking the wrapper off puts it
     back untouched.
@@ -18,14 +21,14 @@ class AdaptedLayer(nn.Module):
         base: the layer to wrap.
     """
 
-    def __init__(self, base: nn.Linear | nn.Conv2d) -> None:
+    def __init__(self, base: Adaptable) -> None:
         super().__init__()
         self.base = base
         self.spec = LayerSpec.of(base)
         self.adapters = nn.ModuleList()
         self.names: list[str] = []
         self.strengths: dict[str, float] = {}
-        self._original: Tensor | None = None
+        self._original: tuple[Tensor, Tensor | None] | None = None
         self.register_state_dict_post_hook(hide_wrapper)
         self.register_load_state_dict_pre_hook(expect_wrapper)
 
@@ -91,18 +94,17 @@ class AdaptedLayer(nn.Module):
         if self.is_merged:
             return cast(Tensor, self.base(x))
         active = self.active()
-        changes: list[Tensor] = []
+        if not all(adapter.has_branch for adapter, _ in active):
+            weight, bias = self._with_changes(active)
+            bias = None if bias is None else bias.to(x.dtype)
+            return self.spec.apply(x, weight.to(x.dtype), bias)
+        own = cast(Tensor, self.base(x))
+        y = own
         for adapter, strength in active:
             dropout = adapter.input_dropout
-            change = adapter.branch(nn.functional.dropout(x, dropout) if dropout else x)
-            if change is None:
-                # One that needs the whole weight: then all go there, in order, as in `merge`.
-                weight = self._with_changes(active).to(x.dtype)
-                return self.spec.apply(x, weight, self.base.bias)
-            changes.append(change if strength == 1 else change * strength)
-        y = cast(Tensor, self.base(x))
-        for change in changes:
-            y = y + change
+            seen = nn.functional.dropout(x, dropout) if dropout else x
+            change = adapter.branch(seen, own, self.base)
+            y = y + (change if strength == 1 else change * strength)
         return y
 
     @torch.no_grad()
@@ -110,24 +112,37 @@ class AdaptedLayer(nn.Module):
         """Write the adapters into the weight: summed in fp32, rounded once."""
         if self.is_merged or not self.active():
             return
-        weight = self._with_changes(self.active())
-        original = self.base.weight.detach().clone()
+        weight, bias = self._with_changes(self.active())
+        kept = self.base.bias
+        original = (
+            self.base.weight.detach().clone(),
+            None if kept is None else kept.detach().clone(),
+        )
         self.base.weight.copy_(weight)
+        if kept is not None and bias is not None:
+            kept.copy_(bias)
         self._original = original
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Put the kept original back, bit for bit (subtracting would drift)."""
         if self._original is not None:
-            self.base.weight.copy_(self._original)
+            weight, bias = self._original
+            self.base.weight.copy_(weight)
+            if bias is not None:
+                cast(Tensor, self.base.bias).copy_(bias)
             self._original = None
 
-    def _with_changes(self, active: list[tuple[Adapter, float]]) -> Tensor:
-        """The weight in fp32 with the given adapters in it."""
-        weight = self.base.weight.float()
+    def _with_changes(self, active: list[tuple[Adapter, float]]) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias in fp32, each adapter's change of the frozen ones added to them."""
+        frozen = self.base.weight.float()
+        weight, bias = frozen, None if self.base.bias is None else self.base.bias.float()
         for adapter, strength in active:
-            weight = adapter.merged(weight, strength)
-        return weight
+            weight = weight + strength * adapter.delta(frozen)
+            change = adapter.bias_delta()
+            if change is not None and bias is not None:
+                bias = bias + strength * change
+        return weight, bias
 
 
 def hide_wrapper(

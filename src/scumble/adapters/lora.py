@@ -4,34 +4,49 @@ Shape suffixes: O output channels, I input channels, R rank, K kernel edge.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from scumble.adapters.base import Adapter, LayerSpec
+from scumble.errors import UserError
 
 
 class LoRA(Adapter):
     """delta W = (alpha / rank) up @ down.
 
     On a convolution, `down` is a convolution of the layer's own kernel into `rank` channels and
-    `up` a 1x1 convolution back, so that their product again has the weight's shape.
+    `up` a 1x1 convolution back, so that their product again has the weight's shape. Files may hold
+    the kernel apart, in `mid` (rank, rank, K, K) between two 1x1 convolutions (Tucker form).
     """
 
+    down: Tensor
+    up: Tensor
     file_names: ClassVar[Mapping[str, str]] = {
         "down": "lora_down.weight",
         "up": "lora_up.weight",
+        "mid": "lora_mid.weight",
     }
     from_zero: ClassVar[tuple[str, ...]] = ("up",)
+    dropouts: ClassVar[frozenset[str]] = frozenset({"rank_dropout", "lora_dropout"})
 
-    def __init__(self, layer: LayerSpec, rank: int, alpha: float) -> None:
-        super().__init__(layer, rank, alpha)
-        out_channels, *rest = layer.weight_shape
-        up_shape = (out_channels, rank, 1, 1) if layer.is_conv else (out_channels, rank)
-        self.down = nn.Parameter(torch.zeros(rank, *rest, dtype=torch.float32))
-        self.up = nn.Parameter(torch.zeros(up_shape, dtype=torch.float32))
+    def shapes(self, like: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
+        """`down` (R, I) or (R, I, K, K) and `up` (O, R) or (O, R, 1, 1); with `mid` its own."""
+        refuse_norms(self.layer)
+        out_channels, *rest = self.layer.weight_shape
+        ones = (1, 1) if self.layer.is_conv else ()
+        up = (out_channels, self.rank, *ones)
+        if "mid" not in like:
+            return {"down": (self.rank, *rest), "up": up}
+        edges = self.layer.weight_shape[2:]
+        return {"down": (self.rank, rest[0], *ones), "up": up, "mid": (self.rank,) * 2 + edges}
+
+    @classmethod
+    def is_complete(cls, names: Set[str]) -> bool:
+        """`down` and `up`; `mid` is extra."""
+        return {"down", "up"} <= names <= set(cls.file_names)
 
     @torch.no_grad()
     def initialise(self, init: str, generator: torch.Generator, weight: Tensor) -> None:  # noqa: ARG002
@@ -53,35 +68,54 @@ class LoRA(Adapter):
             draws.uniform_(-bound, bound, generator=generator)
         self.down.copy_(draws)
 
-    def delta(self) -> Tensor:
+    def delta(self, weight: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The change of the weight: fp32, of the layer's weight shape."""
-        up_OR = self.up.flatten(1)
-        if self.rank_mask is not None:
-            up_OR = up_OR * self.rank_mask
-        return (self.scale * (up_OR @ self.down.flatten(1))).reshape(self.layer.weight_shape)
+        down, up_OR = self.factors()
+        return (up_OR @ down.flatten(1)).reshape(self.layer.weight_shape)
 
-    def branch(self, x: Tensor) -> Tensor:
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Down (R, I) or (R, I, K, K) and up (O, R), with scale and rank dropout in `up`."""
+        up_OR = self.up.flatten(1)
+        up_OR = up_OR if self.scale == 1 else up_OR * self.scale
+        up_OR = up_OR if self.rank_mask is None else up_OR * self.rank_mask
+        mid = getattr(self, "mid", None)
+        if mid is None:
+            return self.down, up_OR
+        return torch.einsum("rskl,si->rikl", mid, self.down.flatten(1)), up_OR
+
+    @property
+    def has_branch(self) -> bool:
+        """Always."""
+        return True
+
+    def branch(self, x: Tensor, y: Tensor, layer: nn.Module) -> Tensor:  # noqa: ARG002
         """The change of the output: two thin products in the dtype of `x`.
 
         Only the thin matrices are cast, never `x`; the fp32 masters stay.
         """
-        hidden = self.layer.apply(x, self.down.to(x.dtype))
-        if self.rank_mask is not None:
-            shape = (-1, 1, 1) if self.layer.is_conv else (-1,)
-            hidden = hidden * self.rank_mask.to(x.dtype).view(shape)
-        up = self.up.to(x.dtype)
-        change = nn.functional.conv2d(hidden, up) if self.layer.is_conv else hidden @ up.T
-        return change * self.scale
+        down, up_OR = self.factors()
+        hidden = self.layer.apply(x, down.to(x.dtype))
+        up_OR = up_OR.to(x.dtype)
+        if not self.layer.is_conv:
+            return hidden @ up_OR.T
+        return nn.functional.conv2d(hidden, up_OR[..., None, None])
 
     def thin(self) -> tuple[Tensor, Tensor] | None:
         """The two matrices themselves, scale and rank dropout in `up`."""
-        if self.layer.is_conv:
-            return None
-        up_OR = self.up if self.scale == 1 else self.up * self.scale
-        return self.down, up_OR if self.rank_mask is None else up_OR * self.rank_mask
+        return None if self.layer.is_conv else self.factors()
 
     @classmethod
     def rank_of(cls, tensors: Mapping[str, Tensor]) -> int:
         """The rank is the first dimension of `down`, which is a matrix or a kernel."""
         down = tensors["down"]
         return int(down.shape[0]) if down.ndim > 1 else 0
+
+
+def refuse_norms(layer: LayerSpec) -> None:
+    """Refuse a norm, which has no matrix to factor.
+
+    Raises:
+        UserError: the layer is a norm.
+    """
+    if layer.is_norm:
+        raise UserError("the layer is a norm, which low-rank adapters do not fit")

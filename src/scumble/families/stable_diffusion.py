@@ -16,9 +16,9 @@ from scumble.diffusion.schedules import BETAS, DiscreteSchedule, schedule_from_b
 from scumble.errors import UserError, first_line
 from scumble.families import single_file
 from scumble.families.base import Components, Conditioning, Geometry, Posterior
+from scumble.families.layer_names import KEY_NAMES
 from scumble.families.locate import BaseModel
 from scumble.families.streamed import load_streamed
-from scumble.formats.key_names import KeyNames
 
 
 class StableDiffusion:
@@ -31,11 +31,7 @@ class StableDiffusion:
         "unet": ("to_q", "to_k", "to_v", "to_out.0"),
         "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
     }
-    key_names = KeyNames(
-        ("unet", "text_encoder"),
-        {"text_encoder": "text_model."},
-        {"text_encoder": "string_to_param.*"},
-    )
+    key_names = KEY_NAMES
 
     def load(self, components: Components, names: Sequence[str], dtype: torch.dtype) -> None:
         """Load the named components, straight into `dtype`, in evaluation mode and frozen.

@@ -1,10 +1,11 @@
-"""The safetensors container: read with limits, written atomically with one possible byte string."""
+"""Containers of tensors: read with limits, written atomically with one possible byte string."""
 
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,73 @@ from scumble.errors import UserError
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Number formats that tensors of adapters may have."""
 
+SETTINGS_NAME = "adapter_config.json"
+"""PEFT's settings, which lie beside its file; among the metadata they have this key."""
 
-def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Read the shape of every tensor and the metadata of a safetensors file, and no more.
+
+@dataclass(frozen=True)
+class Content:
+    """What a file holds, whatever its format.
+
+    Args:
+        tensors: by key. In an outline they have shapes and dtypes and no numbers, but for those of
+            one element.
+        metadata: text that the file says of itself.
+        name: of the file without its suffix, for formats that say something by it.
+    """
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
+
+
+def read_content(path: Path, *, outline: bool = False) -> Content:
+    """Read a safetensors file.
+
+    Args:
+        path: the file.
+        outline: leave the numbers of the tensors unread.
 
     Raises:
         UserError: the file is missing, no safetensors file, or cut short.
     """
     with _opened(path) as file:
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        return shapes, dict(file.metadata() or {})
+        read = _outline if outline else _tensor
+        tensors = {key: read(file, key) for key in file.keys()}  # noqa: SIM118
+        metadata = {k: v for k, v in (file.metadata() or {}).items() if k != "format"}
+    beside = path.with_name(SETTINGS_NAME)
+    if beside.is_file():
+        metadata[SETTINGS_NAME] = beside.read_text("utf-8", errors="replace")
+    return Content(tensors, metadata, path.stem)
 
 
-def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read every tensor and the metadata of a safetensors file.
+def _tensor(file: Any, key: str) -> Tensor:
+    tensor: Tensor = file.get_tensor(key)
+    return tensor
 
-    Raises:
-        UserError: the file is missing, no safetensors file, or cut short.
-    """
-    with _opened(path) as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return tensors, dict(file.metadata() or {})
+
+def _outline(file: Any, key: str) -> Tensor:
+    part = file.get_slice(key)
+    shape = part.get_shape()
+    if all(edge == 1 for edge in shape):
+        return _tensor(file, key)
+    return torch.empty(shape, device="meta", dtype=_TORCH_DTYPES.get(part.get_dtype()))
+
+
+_TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 @contextmanager
@@ -55,19 +102,19 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def container_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def container_bytes(content: Content) -> bytes:
     """Serialise so that equal content gives equal bytes.
 
     The library writes metadata in random order; here the header is sorted.
     """
-    ordered = {key: tensors[key].contiguous() for key in sorted(tensors)}
-    content = safetensors.torch.save(ordered, metadata={"format": "pt", **metadata})
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
+    ordered = {key: content.tensors[key].contiguous() for key in sorted(content.tensors)}
+    written = safetensors.torch.save(ordered, metadata={"format": "pt", **content.metadata})
+    (length,) = struct.unpack("<Q", written[:8])
+    header = json.loads(written[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)
-    return struct.pack("<Q", len(head)) + head + content[8 + length :]
+    return struct.pack("<Q", len(head)) + head + written[8 + length :]
 
 
 def require_writable(folder: Path, flag: str) -> None:
@@ -89,8 +136,15 @@ def require_writable(folder: Path, flag: str) -> None:
         )
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(
+    path: Path, content: bytes, check: Callable[[Path], None] | None = None
+) -> None:
     """Write a file so that a crash leaves either the old one or the whole new one.
+
+    Args:
+        path: the file; missing folders are made.
+        content: what is to be in it.
+        check: reads the new file before it takes its place; what it raises stops that.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
@@ -102,10 +156,13 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if check is not None:
+            check(temporary)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(
             f"cannot write {path}: {error.strerror}",
             "Is the folder writable and the disk not full?",
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

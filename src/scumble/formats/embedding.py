@@ -4,11 +4,8 @@ diffusers: `<token>` -> (vectors, width) or (width,). A1111: the single key `emb
 name is the token. Vectors belong to the family's first text encoder.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from scumble.errors import UserError
-from scumble.formats.container import container_bytes, read_container
+from scumble.formats.container import Content
 from scumble.formats.key_names import KeyNames
 from scumble.formats.weights import AdapterWeights, LearnedToken
 
@@ -22,12 +19,9 @@ PARAMETERS = (".weight", ".bias", ".alpha", ".diff", ".dora_scale")
 """Ends of keys that belong to layers; no token is called so."""
 
 
-def recognises(
-    shapes: Mapping[str, tuple[int, ...]],
-    metadata: Mapping[str, str],  # noqa: ARG001
-    key_names: KeyNames,
-) -> bool:
-    """Whether a file with these tensors holds tokens: rows of one width, no names of layers."""
+def recognises(content: Content, key_names: KeyNames) -> bool:
+    """Whether a file holds tokens: rows of one width, no names of layers."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in content.tensors.items()}
     are_rows = all(
         len(shape) in (1, 2) and not key.endswith(PARAMETERS) for key, shape in shapes.items()
     )
@@ -35,35 +29,31 @@ def recognises(
     return bool(key_names.tokens) and are_rows and len(widths) == 1
 
 
-def read(path: Path, key_names: KeyNames) -> AdapterWeights:
+def read(content: Content, key_names: KeyNames) -> AdapterWeights:
     """Read the tokens of a file.
 
-    Args:
-        path: a `.safetensors` file.
-        key_names: the family's names.
-
     Raises:
-        UserError: the file cannot be read, or does not name its tokens.
+        UserError: the file does not name its tokens.
     """
-    tensors, metadata = read_container(path)
+    tensors = content.tensors
     encoder = next(iter(key_names.tokens))
     if tensors.keys() <= ENCODERS:
         raise UserError(
-            f"{path.name} does not say what its tokens are called, only for which text encoders "
+            "it does not say what its tokens are called, only for which text encoders "
             f"they are: {', '.join(sorted(tensors))}",
             "The model card beside it names them; files of that kind are not read yet.",
         )
     if tensors.keys() == {NAMELESS}:
-        tensors = {path.stem: tensors[NAMELESS]}
+        tensors = {content.name: tensors[NAMELESS]}
     tokens = {
         token: LearnedToken({encoder: vectors[None] if vectors.ndim == 1 else vectors})
         for token, vectors in tensors.items()
     }
-    return AdapterWeights({}, {k: v for k, v in metadata.items() if k != "format"}, tokens)
+    return AdapterWeights({}, dict(content.metadata), tokens)
 
 
-def write(weights: AdapterWeights, path: Path, key_names: KeyNames) -> None:
-    """Write a file that diffusers' `load_textual_inversion` reads if it holds one token.
+def write(weights: AdapterWeights, key_names: KeyNames) -> Content:
+    """Lay out a file that diffusers' `load_textual_inversion` reads if it holds one token.
 
     Raises:
         UserError: the weights hold more than tokens of one text encoder, which would be lost.
@@ -82,4 +72,4 @@ def write(weights: AdapterWeights, path: Path, key_names: KeyNames) -> None:
     if NAMELESS in weights.tokens:
         raise UserError(f"a token cannot be called '{NAMELESS}'", "Files without a name say so.")
     tensors = {token: entry.vectors[encoder] for token, entry in weights.tokens.items()}
-    path.write_bytes(container_bytes(tensors, weights.metadata))
+    return Content(tensors, weights.metadata)

@@ -1,16 +1,14 @@
 """Read and write adapter files of any format."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from scumble.errors import UserError
 from scumble.formats import embedding, peft
-from scumble.formats.container import DTYPES, read_header, write_atomically
+from scumble.formats.container import Content, container_bytes, read_content, write_atomically
 from scumble.formats.key_names import KeyNames
+from scumble.formats.soundness import check_encoders, check_equal, check_sound
 from scumble.formats.weights import AdapterWeights
 
 BUNDLE_NAME = "scumble_adapter.safetensors"
@@ -30,14 +28,14 @@ class Format(NamedTuple):
     """One file format: its functions.
 
     Args:
-        recognises: whether a file is of this format, by its tensors' shapes and its metadata.
-        read: reads a file.
-        write: writes a file.
+        recognises: whether a file is of this format, by what is in it.
+        read: understands a file, and lists what it could not place.
+        write: lays a file out.
     """
 
-    recognises: Callable[[Mapping[str, tuple[int, ...]], Mapping[str, str], KeyNames], bool]
-    read: Callable[[Path, KeyNames], AdapterWeights]
-    write: Callable[[AdapterWeights, Path, KeyNames], None]
+    recognises: Callable[[Content, KeyNames], bool]
+    read: Callable[[Content, KeyNames], AdapterWeights]
+    write: Callable[[AdapterWeights, KeyNames], Content]
 
 
 FORMATS: dict[str, Format] = {
@@ -87,29 +85,61 @@ def _hint(folder: Path) -> str:
     return "Name the adapter file itself."
 
 
-def read_adapter(path: str | Path, key_names: KeyNames) -> AdapterWeights:
+def read_adapter(
+    path: str | Path, key_names: KeyNames, *, partial: bool = False, outline: bool = False
+) -> AdapterWeights:
     """Read an adapter file.
 
     Args:
         path: the file, or the folder that a training run wrote.
         key_names: the names of the family that the adapter belongs to.
+        partial: read what can be placed, and list the rest in `left_out`.
+        outline: leave the numbers unread: shapes, ranks and alphas alone.
 
     Raises:
         UserError: the file is missing, damaged, of an unknown format, or holds a key that is no
             adapter tensor; nothing is returned half-read.
     """
     file = adapter_file(path)
-    shapes, metadata = read_header(file)
-    for entry in FORMATS.values():
-        if entry.recognises(shapes, metadata, key_names):
-            break
-    else:
-        raise _unknown_format(file, shapes, key_names)
-    weights = entry.read(file, key_names)
-    if weights.is_empty:
+    content = read_content(file, outline=outline)
+    if not content.tensors:
         raise UserError(f"{path} holds no adapter: it has no tensors")
-    _check_sound(weights, str(path))
+    try:
+        weights = FORMATS[format_of(content, key_names)].read(content, key_names)
+        check_sound(weights)
+    except UserError as error:
+        raise UserError(f"{file.name}: {error.message}", error.hint) from error
+    if weights.left_out and not partial:
+        raise _misfit(file, weights.left_out)
+    if weights.is_empty:
+        raise UserError(f"{path}: none of its tensors fits anything", "Nothing was loaded.")
     return weights
+
+
+def format_of(content: Content, key_names: KeyNames) -> str:
+    """The name of the format that a file is of, found by what is in it.
+
+    Raises:
+        UserError: it is of none.
+    """
+    for name, entry in FORMATS.items():
+        if entry.recognises(content, key_names):
+            return name
+    starts = tuple(f"{name}." for name in key_names.components)
+    odd = next((key for key in content.tensors if not key.startswith(starts)), "")
+    raise UserError(
+        f"the key '{odd}' names none of the components {', '.join(key_names.components)}",
+        "The file is of another format, or for another family of models. Nothing was loaded.",
+    )
+
+
+def _misfit(file: Path, left_out: dict[str, str]) -> UserError:
+    key, reason = next(iter(left_out.items()))
+    others = f", and so for {len(left_out) - 1} more keys" if len(left_out) > 1 else ""
+    return UserError(
+        f"{file.name}: the key '{key}' {reason}{others}",
+        "Nothing was loaded. --partial loads what fits and lists the rest.",
+    )
 
 
 def write_adapter(
@@ -134,21 +164,18 @@ def write_adapter(
     """
     if format not in FORMATS:
         raise UserError(f"unknown adapter format '{format}'", f"Known: {', '.join(FORMATS)}.")
-    _check_sound(weights, "the adapter")
-    _check_encoders(weights, key_names)
+    if weights.is_empty:
+        raise UserError("there is nothing to write: the adapter has no tensors")
+    check_sound(weights)
+    check_encoders(weights, key_names)
     weights = _in_file_names(weights, key_names)
-    path = Path(path)
-    draft = path.with_name(f".{path.stem}.draft{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        FORMATS[format].write(weights, draft, key_names)
-        _check_equal(weights, FORMATS[format].read(draft, key_names))
-        write_atomically(path, draft.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}", "Is the disk full?") from error
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    entry = FORMATS[format]
+
+    def check(written: Path) -> None:
+        check_equal(weights, entry.read(read_content(written), key_names))
+
+    write_atomically(Path(path), container_bytes(entry.write(weights, key_names)), check)
+    return Path(path)
 
 
 def _in_file_names(weights: AdapterWeights, key_names: KeyNames) -> AdapterWeights:
@@ -166,63 +193,3 @@ def _refuse_pickled(path: Path) -> None:
             f"{path} is a pickled file, which is not read: opening one can run what is in it",
             "Get it as .safetensors, or convert it where you trust it.",
         )
-
-
-def _unknown_format(path: Path, keys: Iterable[str], key_names: KeyNames) -> UserError:
-    starts = tuple(f"{name}." for name in key_names.components)
-    odd = next((key for key in keys if not key.startswith(starts)), "")
-    return UserError(
-        f"{path.name}: the key '{odd}' names none of the components "
-        f"{', '.join(key_names.components)}",
-        "The file is of another format, or for another family of models. Nothing was loaded.",
-    )
-
-
-def _check_encoders(weights: AdapterWeights, key_names: KeyNames) -> None:
-    for token, entry in weights.tokens.items():
-        for encoder in entry.vectors.keys() - key_names.tokens.keys():
-            raise UserError(f"'{token}' has vectors for '{encoder}', which the family lacks")
-
-
-def _check_sound(weights: AdapterWeights, name: str) -> None:
-    for component, modules in weights.components.items():
-        for module, entry in modules.items():
-            if entry.rank < 1:
-                raise UserError(f"{name}: {component}.{module} has no rank: its tensors are empty")
-            for tensor in entry.tensors.values():
-                if not torch.isfinite(tensor).all():
-                    raise UserError(f"{name}: {component}.{module} holds NaN or infinite values")
-    for token, learned in weights.tokens.items():
-        if not token or not learned.vectors:
-            raise UserError(f"{name}: the token '{token}' has no {'vectors' if token else 'name'}")
-        for vectors in learned.vectors.values():
-            _check_vectors(vectors, f"{name}: the token '{token}'")
-
-
-def _check_vectors(vectors: Tensor, name: str) -> None:
-    if vectors.ndim != 2 or not vectors.numel():
-        raise UserError(f"{name} has shape {tuple(vectors.shape)}, not that of vectors")
-    if vectors.dtype not in DTYPES:
-        raise UserError(f"{name} holds {vectors.dtype}, which is not supported")
-    if not torch.isfinite(vectors).all():
-        raise UserError(f"{name} holds NaN or infinite values")
-
-
-def _check_equal(wanted: AdapterWeights, got: AdapterWeights) -> None:
-    for component, modules in wanted.components.items():
-        for module, entry in modules.items():
-            back = got.components.get(component, {}).get(module)
-            same = (
-                back is not None
-                and back.alpha == entry.alpha
-                and back.tensors.keys() == entry.tensors.keys()
-                and all(torch.equal(back.tensors[k], t) for k, t in entry.tensors.items())
-            )
-            if not same:
-                raise UserError(f"{component}.{module} did not come back from the file as written")
-    for token, learned in wanted.tokens.items():
-        vectors = got.tokens[token].vectors if token in got.tokens else {}
-        if vectors.keys() != learned.vectors.keys() or not all(
-            torch.equal(vectors[encoder], tensor) for encoder, tensor in learned.vectors.items()
-        ):
-            raise UserError(f"the token '{token}' did not come back from the file as written")

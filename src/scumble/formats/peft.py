@@ -6,10 +6,8 @@ them: `bundle_emb.<token>.string_to_param.*`.
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,8 @@ from torch import Tensor
 
 from scumble.adapters import ADAPTERS
 from scumble.errors import UserError
-from scumble.formats.container import DTYPES, container_bytes, read_container
+from scumble.formats.assemble import Parts, tensor_names
+from scumble.formats.container import SETTINGS_NAME, Content
 from scumble.formats.key_names import KeyNames
 from scumble.formats.weights import AdapterWeights, LearnedToken, ModuleWeights
 
@@ -40,56 +39,48 @@ TOKEN_PREFIX = "bundle_emb."
 ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|[qkv]_proj|out_proj)$")
 
 
-def recognises(
-    shapes: Mapping[str, tuple[int, ...]],
-    metadata: Mapping[str, str],  # noqa: ARG001
-    key_names: KeyNames,
-) -> bool:
-    """Whether a file with these tensors is of this format: every key starts as one of its own."""
+def recognises(content: Content, key_names: KeyNames) -> bool:
+    """Whether a file is of this format: a key starts as one of its own."""
     starts = (*(f"{name}." for name in key_names.components), BARE_PREFIX, TOKEN_PREFIX)
-    return all(key.startswith(starts) for key in shapes)
+    return any(key.startswith(starts) for key in content.tensors)
 
 
-def read(path: Path, key_names: KeyNames) -> AdapterWeights:
+def read(content: Content, key_names: KeyNames) -> AdapterWeights:
     """Read a file in any spelling that diffusers and PEFT have used.
 
-    Args:
-        path: a `.safetensors` file.
-        key_names: the family's names.
-
     Raises:
-        UserError: a key that is no adapter tensor, naming it; or a file of another kind.
+        UserError: damaged settings, or a DoRA without its magnitudes.
     """
-    tensors, metadata = read_container(path)
-    config = _configuration(path, metadata, key_names)
-    found: dict[str, dict[str, dict[str, Tensor]]] = {}
+    config = _configuration(content, key_names)
+    parts = Parts()
     tokens: dict[str, LearnedToken] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in content.tensors.items():
         if key.startswith(TOKEN_PREFIX):
-            token, encoder = _token(key, key_names)
-            tokens.setdefault(token, LearnedToken({})).vectors[encoder] = tensor
+            add_token(tokens, parts, key, tensor, key_names)
             continue
         component, rest = _component(key, key_names)
-        module, name = _split(rest, key)
-        parts = found.setdefault(component, {}).setdefault(key_names.to_file(component, module), {})
-        if name in parts:
-            raise UserError(f"{path.name}: '{module}' has its {name} twice, in two spellings")
-        if tensor.dtype not in DTYPES:
-            raise UserError(f"{path.name}: '{key}' holds {tensor.dtype}, which is not supported")
-        parts[name] = tensor
-    components = {
-        component: {
-            module: _module_weights(module, parts, config.get(component, {}), path)
-            for module, parts in modules.items()
-        }
-        for component, modules in found.items()
-    }
-    kept = {k: v for k, v in metadata.items() if k not in (CONFIG_KEY, "format")}
-    return AdapterWeights(components, kept, tokens)
+        module, name = _split(rest)
+        if not component:
+            parts.leave(key, f"names none of the components {', '.join(key_names.components)}")
+        elif not name:
+            parts.leave(key, "is not a tensor of any known adapter type")
+        else:
+            parts.add(component, key_names.to_file(component, module), name, key, tensor)
+    components = parts.modules(
+        lambda component, module, rank: _alpha(config.get(component, {}), module, rank)
+    )
+    for component, modules in components.items():
+        if config.get(component, {}).get("use_dora"):
+            for module, entry in modules.items():
+                if entry.type == "lora":
+                    raise UserError(f"'{module}' is a DoRA without its magnitudes")
+    settings = (CONFIG_KEY, SETTINGS_NAME)
+    kept = {k: v for k, v in content.metadata.items() if k not in settings}
+    return AdapterWeights(components, kept, tokens, parts.left_out)
 
 
-def write(weights: AdapterWeights, path: Path, key_names: KeyNames) -> None:
-    """Write a file that unmodified diffusers reads completely.
+def write(weights: AdapterWeights, key_names: KeyNames) -> Content:
+    """Lay out a file that unmodified diffusers reads completely.
 
     LoRA on attention alone is spelled as diffusers' scripts spell it. One that reaches further is
     spelled as PEFT does, because diffusers' converter loses the attention part of the other form.
@@ -118,7 +109,7 @@ def write(weights: AdapterWeights, path: Path, key_names: KeyNames) -> None:
     metadata = dict(weights.metadata)
     if config:
         metadata[CONFIG_KEY] = json.dumps(config, sort_keys=True)
-    path.write_bytes(container_bytes(tensors, metadata))
+    return Content(tensors, metadata)
 
 
 def _spell(type_name: str, parameter: str, spelling: int) -> str:
@@ -132,75 +123,43 @@ def _component(key: str, key_names: KeyNames) -> tuple[str, str]:
             return component, key.removeprefix(component + ".")
     if key.startswith(BARE_PREFIX):
         return key_names.components[0], key.removeprefix(BARE_PREFIX)
-    raise UserError(
-        f"the key '{key}' names none of the components {', '.join(key_names.components)}",
-        "The file is of another format, or for another family of models.",
-    )
+    return "", key
 
 
-def _token(key: str, key_names: KeyNames) -> tuple[str, str]:
-    """Split the key of a learned token into the token, which may have dots, and its encoder."""
+def add_token(
+    tokens: dict[str, LearnedToken], parts: Parts, key: str, tensor: Tensor, key_names: KeyNames
+) -> None:
+    """Read the vectors of a learned token that is bundled with an adapter.
+
+    Args:
+        tokens: gets the vectors.
+        parts: gets the key where it is not of this family.
+        key: the token, which may have dots, between `TOKEN_PREFIX` and its encoder's spelling.
+        tensor: the vectors.
+        key_names: the family's names.
+    """
     rest = key.removeprefix(TOKEN_PREFIX)
     for encoder, spelling in key_names.tokens.items():
         token = rest.removesuffix(f".{spelling}")
         if token and token != rest:
-            return token, encoder
-    raise UserError(
-        f"the key '{key}' is not a learned token of this family of models",
-        f"Its end would be {' or '.join(key_names.tokens.values())}. Nothing was loaded.",
-    )
+            tokens.setdefault(token, LearnedToken({})).vectors[encoder] = tensor
+            return
+    ends = " or ".join(key_names.tokens.values())
+    parts.leave(key, f"is not a learned token of this family, which would end in {ends}")
 
 
-def _split(rest: str, key: str) -> tuple[str, str]:
+def _split(rest: str) -> tuple[str, str]:
     """Split "<module>.<tensor>" into module and the tensor's name in the adapter types."""
     names = {spelling: name for name, group in LORA_SPELLINGS.items() for spelling in group}
-    for adapter in ADAPTERS.values():
-        names |= {name: name for name in adapter.file_names.values()}
-    names["alpha"] = "alpha"
-    for spelling, name in names.items():
+    for spelling, name in (names | tensor_names()).items():
         if rest.endswith("." + spelling):
             return rest.removesuffix("." + spelling), name
-    raise UserError(
-        f"the key '{key}' is not a tensor of any known adapter type ({', '.join(ADAPTERS)})",
-        "Nothing was loaded.",
-    )
+    return rest, ""
 
 
-def _module_weights(
-    module: str, parts: Mapping[str, Tensor], config: Mapping[str, Any], path: Path
-) -> ModuleWeights:
-    """Tell the adapter type from the tensors that one layer has, and find its alpha."""
-    type_name, parameters = _type_of(module, parts, path)
-    if config.get("use_dora") and type_name == "lora":
-        raise UserError(f"{path.name}: '{module}' is a DoRA without its magnitudes")
-    rank = ADAPTERS[type_name].rank_of(parameters)
-    if "alpha" not in parts:
-        alpha = _alpha(config, module, rank, path)
-    elif parts["alpha"].numel() == 1:
-        alpha = float(parts["alpha"])
-    else:
-        raise UserError(f"{path.name}: the alpha of '{module}' is not one number")
-    if not math.isfinite(alpha):
-        raise UserError(f"{path.name}: the alpha of '{module}' is {alpha}")
-    return ModuleWeights(type_name, parameters, alpha)
-
-
-def _type_of(module: str, parts: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Tensor]]:
-    names = parts.keys() - {"alpha"}
-    for type_name, adapter in ADAPTERS.items():
-        parameters = {p: parts[name] for p, name in adapter.file_names.items() if name in parts}
-        if len(parameters) == len(names) and adapter.is_complete(parameters.keys()):
-            return type_name, parameters
-    known = {name for adapter in ADAPTERS.values() for name in adapter.file_names.values()}
-    lacking = sorted(known - names) if names else ["tensors"]
-    raise UserError(f"{path.name}: '{module}' lacks its {' or '.join(lacking)}")
-
-
-def _configuration(
-    path: Path, metadata: Mapping[str, str], key_names: KeyNames
-) -> dict[str, dict[str, Any]]:
+def _configuration(content: Content, key_names: KeyNames) -> dict[str, dict[str, Any]]:
     """Ranks and alphas by component, from the metadata or PEFT's adapter_config.json beside it."""
-    beside = path.with_name("adapter_config.json")
+    metadata = content.metadata
     try:
         if CONFIG_KEY in metadata:
             flat = json.loads(metadata[CONFIG_KEY])
@@ -212,14 +171,14 @@ def _configuration(
                 }
                 for component in key_names.components
             }
-        if beside.is_file():
-            return {key_names.components[0]: json.loads(beside.read_text("utf-8"))}
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"the adapter settings in {path} are damaged ({error})") from error
+        if SETTINGS_NAME in metadata:
+            return {key_names.components[0]: dict(json.loads(metadata[SETTINGS_NAME]))}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"the adapter settings are damaged ({error})") from error
     return {}
 
 
-def _alpha(config: Mapping[str, Any], module: str, rank: int, path: Path) -> float:
+def _alpha(config: Mapping[str, Any], module: str, rank: int) -> float:
     try:
         alpha = config.get("lora_alpha", rank)
         for pattern, value in (config.get("alpha_pattern") or {}).items():
@@ -230,7 +189,7 @@ def _alpha(config: Mapping[str, Any], module: str, rank: int, path: Path) -> flo
         # rank-stabilised LoRA scales by alpha / sqrt(rank) (arXiv:2312.03732).
         return float(alpha) * (rank**0.5 if config.get("use_rslora") else 1.0)
     except (ValueError, TypeError, AttributeError, re.error) as error:
-        raise UserError(f"the adapter settings of {path} are damaged ({error})") from error
+        raise UserError(f"the adapter settings are damaged ({error})") from error
 
 
 def _needs_settings(modules: Mapping[str, ModuleWeights]) -> bool:

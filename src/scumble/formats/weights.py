@@ -50,11 +50,13 @@ class AdapterWeights:
             that it was trained on, `trigger_phrase` what to write in a prompt, and
             `initializer_token` the known word that its learned tokens started from.
         tokens: learned token ("<thing>") -> its vectors.
+        left_out: key of the file that fits nothing -> why; empty unless a part was asked for.
     """
 
     components: dict[str, dict[str, ModuleWeights]]
     metadata: dict[str, str] = field(default_factory=dict)
     tokens: dict[str, LearnedToken] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -73,6 +75,6 @@ class AdapterWeights:
 def module_weights(adapters: AdapterSet, type_name: str) -> dict[str, ModuleWeights]:
     """Copy the adapters of one model off it: live module path -> weights, on the CPU."""
     return {
-        path: ModuleWeights(type_name, adapter.tensors(), adapter.alpha)
+        path: ModuleWeights(type_name, adapter.tensors(), adapter.file_alpha)
         for path, adapter in adapters.adapters.items()
     }

@@ -12,7 +12,7 @@ from scumble.adapters import ADAPTERS, blend, inject
 from scumble.errors import UserError
 from scumble.families import FAMILIES, Family
 from scumble.formats import AdapterWeights, ModuleWeights
-from scumble.formats.container import read_header
+from scumble.formats.container import read_content
 from scumble.formats.files import adapter_file
 from scumble.inference import tokens
 
@@ -183,7 +183,7 @@ def base_of(source: str | Path) -> str | None:
         base = ""
     if base and Path(base).exists():
         return base
-    _, metadata = read_header(path)
+    metadata = read_content(path, outline=True).metadata
     return metadata.get("base_model") or _card_base(path.with_name("README.md"))
 
 

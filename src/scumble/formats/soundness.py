@@ -1,0 +1,80 @@
+"""What adapters must be before they are used or put in place of a file."""
+
+import torch
+from torch import Tensor
+
+from scumble.errors import UserError
+from scumble.formats.container import DTYPES
+from scumble.formats.key_names import KeyNames
+from scumble.formats.weights import AdapterWeights
+
+
+def check_encoders(weights: AdapterWeights, key_names: KeyNames) -> None:
+    """Refuse learned tokens of text encoders that the family lacks.
+
+    Raises:
+        UserError: naming token and encoder.
+    """
+    for token, entry in weights.tokens.items():
+        for encoder in entry.vectors.keys() - key_names.tokens.keys():
+            raise UserError(f"'{token}' has vectors for '{encoder}', which the family lacks")
+
+
+def check_sound(weights: AdapterWeights) -> None:
+    """Refuse tensors that are empty, of a strange shape or dtype, or not finite.
+
+    Of an outline, whose numbers are unread, the shapes alone are checked.
+
+    Raises:
+        UserError: naming the layer or token.
+    """
+    for component, modules in weights.components.items():
+        for module, entry in modules.items():
+            if entry.rank < 1:
+                raise UserError(f"{component}.{module} has no rank: its tensors are empty")
+            for tensor in entry.tensors.values():
+                if not _is_finite(tensor):
+                    raise UserError(f"{component}.{module} holds NaN or infinite values")
+    for token, learned in weights.tokens.items():
+        if not token or not learned.vectors:
+            raise UserError(f"the token '{token}' has no {'vectors' if token else 'name'}")
+        for vectors in learned.vectors.values():
+            _check_vectors(vectors, f"the token '{token}'")
+
+
+def _check_vectors(vectors: Tensor, name: str) -> None:
+    if vectors.ndim != 2 or not vectors.numel():
+        raise UserError(f"{name} has shape {tuple(vectors.shape)}, not that of vectors")
+    if vectors.dtype not in DTYPES:
+        raise UserError(f"{name} holds {vectors.dtype}, which is not supported")
+    if not _is_finite(vectors):
+        raise UserError(f"{name} holds NaN or infinite values")
+
+
+def check_equal(wanted: AdapterWeights, got: AdapterWeights) -> None:
+    """Make sure that a file says what was to be written.
+
+    Raises:
+        UserError: naming the layer or token that came back otherwise.
+    """
+    for component, modules in wanted.components.items():
+        for module, entry in modules.items():
+            back = got.components.get(component, {}).get(module)
+            same = (
+                back is not None
+                and back.alpha == entry.alpha
+                and back.tensors.keys() == entry.tensors.keys()
+                and all(torch.equal(back.tensors[k], t) for k, t in entry.tensors.items())
+            )
+            if not same:
+                raise UserError(f"{component}.{module} did not come back from the file as written")
+    for token, learned in wanted.tokens.items():
+        vectors = got.tokens[token].vectors if token in got.tokens else {}
+        if vectors.keys() != learned.vectors.keys() or not all(
+            torch.equal(vectors[encoder], tensor) for encoder, tensor in learned.vectors.items()
+        ):
+            raise UserError(f"the token '{token}' did not come back from the file as written")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return tensor.is_meta or bool(torch.isfinite(tensor).all())
