@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from scumble.adapters import ADAPTERS
 from scumble.errors import UserError
 from scumble.formats.assemble import Parts, tensor_names
+from scumble.formats.bundle import TOKEN_PREFIX, add_token, bundled
 from scumble.formats.container import SETTINGS_NAME, Content
 from scumble.formats.key_names import KeyNames
 from scumble.formats.weights import AdapterWeights, LearnedToken, ModuleWeights
@@ -32,9 +32,6 @@ LORA_SPELLINGS = {
 }
 """Tensor name of an adapter type -> its spellings here: attention of the denoiser, PEFT's own,
 attention of text encoders."""
-
-TOKEN_PREFIX = "bundle_emb."
-"""What A1111 puts before the vectors of a learned token inside an adapter file."""
 
 ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|[qkv]_proj|out_proj)$")
 
@@ -86,11 +83,7 @@ def write(weights: AdapterWeights, key_names: KeyNames) -> Content:
     spelled as PEFT does, because diffusers' converter loses the attention part of the other form.
     For a text encoder it knows no other than these two. It refuses a file with learned tokens.
     """
-    tensors = {
-        f"{TOKEN_PREFIX}{token}.{key_names.tokens[encoder]}": vectors
-        for token, entry in weights.tokens.items()
-        for encoder, vectors in entry.vectors.items()
-    }
+    tensors = bundled(weights.tokens, key_names)
     config: dict[str, Any] = {}
     # diffusers takes settings of one component for settings of all: describe every one, or none.
     describe = any(_needs_settings(modules) for modules in weights.components.values())
@@ -124,28 +117,6 @@ def _component(key: str, key_names: KeyNames) -> tuple[str, str]:
     if key.startswith(BARE_PREFIX):
         return key_names.components[0], key.removeprefix(BARE_PREFIX)
     return "", key
-
-
-def add_token(
-    tokens: dict[str, LearnedToken], parts: Parts, key: str, tensor: Tensor, key_names: KeyNames
-) -> None:
-    """Read the vectors of a learned token that is bundled with an adapter.
-
-    Args:
-        tokens: gets the vectors.
-        parts: gets the key where it is not of this family.
-        key: the token, which may have dots, between `TOKEN_PREFIX` and its encoder's spelling.
-        tensor: the vectors.
-        key_names: the family's names.
-    """
-    rest = key.removeprefix(TOKEN_PREFIX)
-    for encoder, spelling in key_names.tokens.items():
-        token = rest.removesuffix(f".{spelling}")
-        if token and token != rest:
-            tokens.setdefault(token, LearnedToken({})).vectors[encoder] = tensor
-            return
-    ends = " or ".join(key_names.tokens.values())
-    parts.leave(key, f"is not a learned token of this family, which would end in {ends}")
 
 
 def _split(rest: str) -> tuple[str, str]:
