@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
-from typing import Any, get_origin, get_type_hints
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import tyro
 
@@ -17,6 +17,7 @@ def parse_flags(
     program: str,
     description: str,
     defaults: Mapping[str, Any] | None = None,
+    positionals: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Read flags of several configuration classes, shown as groups in the help.
 
@@ -28,6 +29,7 @@ def parse_flags(
         program: shown in the help, such as "scumble generate".
         description: first line of the help.
         defaults: instead of the classes' own, by field name.
+        positionals: field that is given without its flag -> what the help calls it.
 
     Returns:
         Field name -> value.
@@ -37,8 +39,9 @@ def parse_flags(
         SystemExit: bad flags (after tyro has said what is wrong), or --help.
     """
     rest, settings = _take_config(list(arguments), groups)
+    shown = [_with_positionals(group, positionals or {}) for group in groups]
     members = [
-        (_group_name(group), group, _with_file(group, settings, defaults or {})) for group in groups
+        (_group_name(group), group, _with_file(group, settings, defaults or {})) for group in shown
     ]
     grouped = make_dataclass("Flags", members)
     grouped.__doc__ = f"{description}\n\nA file with the same names as keys: --config FILE.toml."
@@ -85,6 +88,19 @@ def _gather_repeats(arguments: Sequence[str], groups: Sequence[type]) -> list[st
         else:
             current = parts.setdefault(f"{name} {number}", [word])
     return [word for part in parts.values() for word in part]
+
+
+def _with_positionals(group: type, names: Mapping[str, str]) -> type:
+    """The class itself, or a subclass whose fields of these names need no flag."""
+    hints = {name: hint for name, hint in get_type_hints(group).items() if name in names}
+    if not hints:
+        return group
+    marked = {
+        name: Annotated[hint, tyro.conf.Positional, tyro.conf.arg(metavar=names[name])]
+        for name, hint in hints.items()
+    }
+    contents = {"__annotations__": marked, "__doc__": group.__doc__}
+    return type(group.__name__, (group,), contents | {"__module__": group.__module__})
 
 
 def _with_file(group: type, settings: dict[str, Any], defaults: Mapping[str, Any]) -> Any:

@@ -14,7 +14,8 @@ VERBS = {
     "generate": "draw pictures, with adapters on top of a base model",
     "demo": "teach the built-in base a style and show before and after",
 }
-"""Verb -> what it does. Each lives in the module of its name."""
+"""Verb -> what it does. Each lives in the module of its name: `main` runs it and may return an
+exit code, and `EXIT_TROUBLE` is its code for a user's error, where that is not 1."""
 
 EXIT_USER_ERROR, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
 
@@ -52,17 +53,17 @@ def run(arguments: Sequence[str]) -> int:
         hint = f"Did you mean '{close[0]}'?" if close else "scumble --help lists the verbs."
         return _fail(f"there is no verb '{verb}'\n  {hint}", EXIT_USAGE)
     _quiet_libraries()
-    command: Callable[[Sequence[str]], None] = import_module(f"scumble.cli.{verb}").main
+    module = import_module(f"scumble.cli.{verb}")
+    command: Callable[[Sequence[str]], int | None] = module.main
     try:
-        command(arguments[1:])
+        return command(arguments[1:]) or 0
     except UserError as error:
-        return _fail(str(error), EXIT_USER_ERROR)
+        return _fail(str(error), getattr(module, "EXIT_TROUBLE", EXIT_USER_ERROR))
     except Stopped as stopped:
         _write(str(stopped))
         return EXIT_STOPPED
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_STOPPED)
-    return 0
 
 
 def _help() -> str:
