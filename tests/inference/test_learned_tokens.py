@@ -20,8 +20,8 @@ from scumble.errors import UserError
 from scumble.families import FAMILIES
 from scumble.formats import AdapterWeights, LearnedToken
 from scumble.formats.files import BUNDLE_NAME, EMBEDS_NAME
+from scumble.inference.base_of import base_of
 from scumble.inference.generator import generate_pictures
-from scumble.inference.loading import base_of
 from scumble.inference.tokens import (
     describe,
     load_tokens,

@@ -14,8 +14,10 @@ from torch import nn
 import scumble
 from scumble.adapters.inject import adapted_layers
 from scumble.errors import UserError
+from scumble.families import locate
+from scumble.families.fingerprint import fingerprint
 from scumble.formats import AdapterWeights, ModuleWeights
-from scumble.inference.loading import base_of
+from scumble.inference.base_of import base_of
 
 BOTH = ("unet", "text_encoder")
 LOUD = 0.01
@@ -190,7 +192,7 @@ def test_components_that_the_pipeline_lacks_are_named(
 ) -> None:
     weights = make_weights(*BOTH)
     tiny_pipeline.text_encoder = None
-    with pytest.raises(UserError, match="changes the text_encoder, which this pipeline lacks"):
+    with pytest.raises(UserError, match="'text_encoder' is changed by it"):
         scumble.load_adapter(tiny_pipeline, weights)
     assert adapted_layers(tiny_pipeline.unet) == {}
 
@@ -265,3 +267,48 @@ def test_a_folder_of_several_adapters_asks_which(make_weights: Any, tmp_path: Pa
     assert scumble.read_adapter(tmp_path).metadata == {"note": "main"}
     with pytest.raises(UserError, match="there is no adapter at"):
         scumble.read_adapter(tmp_path / "c.safetensors")
+
+
+def test_a_part_of_an_adapter_is_loaded_where_that_is_asked_for(
+    tiny_pipeline: Any, make_weights: Any, capsys: pytest.CaptureFixture[str], draw: Any
+) -> None:
+    whole = make_weights("unet")
+    (first, entry), *rest = whole.components["unet"].items()
+    both = AdapterWeights({"unet": {"mid_block.away": entry, **dict(rest)}}, {}, {}, {"x.y": "no"})
+    with pytest.raises(UserError, match=r"'x\.y' no, and 1 more\n.*--partial"):
+        scumble.load_adapter(tiny_pipeline, both)
+    assert_untouched(tiny_pipeline)
+    scumble.load_adapter(tiny_pipeline, both, name="a", partial=True)
+    said = capsys.readouterr().out
+    assert "a: left out: 'x.y' no" in said
+    assert "a: left out: 'unet.mid_block.away' is a layer that this base lacks" in said
+    assert first not in adapted_layers(tiny_pipeline.unet)
+    assert len(adapted_layers(tiny_pipeline.unet)) == len(rest)
+
+
+def test_an_adapter_of_which_nothing_fits_is_refused_even_in_part(
+    tiny_pipeline: Any, make_weights: Any
+) -> None:
+    entry = next(iter(make_weights("unet").components["unet"].values()))
+    away = AdapterWeights({"unet": {"mid_block.away": entry}})
+    with pytest.raises(UserError, match=r"'unet\.mid_block\.away' is a layer that this base lacks"):
+        scumble.load_adapter(tiny_pipeline, away, partial=True)
+
+
+def test_other_weights_than_the_adapter_was_trained_on_are_pointed_out(
+    tiny_pipeline: Any, tiny_folder: Path, make_weights: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark = fingerprint(locate("scumble-tiny"), "unet")
+    weights = make_weights("unet")
+    weights = AdapterWeights(weights.components, {"base_fingerprint": mark, "base_model": "b/c"})
+    scumble.load_adapter(tiny_pipeline, weights, name="same")
+    assert capsys.readouterr().out == ""
+    tiny_pipeline.unet.half()
+    scumble.load_adapter(tiny_pipeline, weights, name="same in fp16")
+    assert capsys.readouterr().out == ""
+    tiny_pipeline.unet.conv_in.weight.data[0, 0, 0, 0] += 1
+    scumble.load_adapter(tiny_pipeline, weights, name="other")
+    assert "other: trained on b/c, whose weights are not those" in capsys.readouterr().out
+    tiny_pipeline.unet.bfloat16()
+    scumble.load_adapter(tiny_pipeline, weights, name="unknown")
+    assert capsys.readouterr().out == ""

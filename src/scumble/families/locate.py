@@ -15,6 +15,9 @@ BUILT_IN = {"scumble-tiny": "tiny"}
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 
+WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+"""How files of weights begin in folders of diffusers and transformers."""
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -93,6 +96,24 @@ class BaseModel:
             ]
             folder = next((Path(path).parent for path in found if isinstance(path, str)), folder)
         return sorted(path for path in folder.glob("*") if path.is_file())
+
+    def weight_files(self, component: str) -> list[Path]:
+        """The files on this machine with a component's weights, of the base's variant.
+
+        Shards come in their order. Empty where there are none, or the component is not here.
+        """
+        if self.is_checkpoint:
+            return [Path(self.location)]
+        middle = f".{self.variant}" if self.variant is not None else ""
+        patterns = [
+            f"{stem}{middle}{shard}{suffix}"
+            for suffix in (".safetensors", ".bin")
+            for stem in WEIGHT_STEMS
+            for shard in ("", "-*-of-*")
+        ]
+        files = self.files(component)
+        found = ([path for path in files if path.match(pattern)] for pattern in patterns)
+        return next((paths for paths in found if paths), [])
 
     def _download(self, file_name: str) -> Path:
         return _hub_file(self.location, file_name, self.revision, self.cache_dir)

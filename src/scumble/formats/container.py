@@ -39,7 +39,7 @@ class Content:
     name: str = ""
 
 
-def read_content(path: Path, *, outline: bool = False) -> Content:
+def read_content(path: Path, *, outline: bool = False, allow_pickle: bool = False) -> Content:  # noqa: ARG001
     """Read a safetensors file.
 
     Args:

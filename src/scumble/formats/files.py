@@ -45,7 +45,7 @@ FORMATS: dict[str, Format] = {
 """Format name -> its functions; the first that recognises a file reads it."""
 
 
-def adapter_file(source: str | Path) -> Path:
+def adapter_file(source: str | Path, *, allow_pickle: bool = False) -> Path:  # noqa: ARG001
     """Find the adapter file that a path means: the file itself, or the one inside a folder.
 
     Raises:
@@ -86,13 +86,19 @@ def _hint(folder: Path) -> str:
 
 
 def read_adapter(
-    path: str | Path, key_names: KeyNames, *, partial: bool = False, outline: bool = False
+    path: str | Path,
+    key_names: KeyNames,
+    *,
+    allow_pickle: bool = False,
+    partial: bool = False,
+    outline: bool = False,
 ) -> AdapterWeights:
     """Read an adapter file.
 
     Args:
         path: the file, or the folder that a training run wrote.
         key_names: the names of the family that the adapter belongs to.
+        allow_pickle: read pickled files too; tensors alone are taken from them.
         partial: read what can be placed, and list the rest in `left_out`.
         outline: leave the numbers unread: shapes, ranks and alphas alone.
 
@@ -100,8 +106,8 @@ def read_adapter(
         UserError: the file is missing, damaged, of an unknown format, or holds a key that is no
             adapter tensor; nothing is returned half-read.
     """
-    file = adapter_file(path)
-    content = read_content(file, outline=outline)
+    file = adapter_file(path, allow_pickle=allow_pickle)
+    content = read_content(file, outline=outline, allow_pickle=allow_pickle)
     if not content.tensors:
         raise UserError(f"{path} holds no adapter: it has no tensors")
     try:

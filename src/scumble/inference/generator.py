@@ -13,8 +13,9 @@ from scumble.config import GenerateConfig
 from scumble.errors import UserError
 from scumble.families import BaseModel, Components, Family, family_of, locate
 from scumble.formats import AdapterWeights, read_adapter
+from scumble.inference.base_of import base_of
 from scumble.inference.device import default_device, weight_dtype
-from scumble.inference.loading import base_of, load_adapter, unload_adapters
+from scumble.inference.loading import load_adapter, unload_adapters
 from scumble.inference.tokens import describe, without_tokens
 from scumble.lean.install import put_on
 from scumble.lean.levels import LEVELS
@@ -199,13 +200,15 @@ def prepare_pipeline(config: GenerateConfig) -> tuple[Any, list[AdapterWeights]]
     dtype, note = weight_dtype(config.mixed_precision or _native_precision(device), device)
     if note:
         console.say(note)
-    loaded = [read_adapter(source, family.key_names) for source, _ in adapters]
+    options = {"allow_pickle": config.allow_pickle, "partial": config.partial}
+    loaded = [read_adapter(source, family.key_names, **options) for source, _ in adapters]
     components = Components(base)
     family.load(components, family.components, dtype)
     pipeline = build_pipeline(family, components)
     for number, (source, strength) in enumerate(adapters):
         weights = loaded[number]
-        load_adapter(pipeline, weights, name=f"{number + 1}: {source}", strength=strength)
+        name = f"{number + 1}: {source}"
+        load_adapter(pipeline, weights, name=name, strength=strength, partial=config.partial)
         for line in describe(weights, (*config.prompt, config.negative_prompt)):
             console.say(line)
         if weights.tokens and strength != 1:
@@ -228,7 +231,7 @@ def parse_adapter(text: str) -> tuple[str, float]:
 def _locate_base(config: GenerateConfig, adapters: Sequence[str]) -> BaseModel:
     name = config.pretrained_model_name_or_path
     if name is None:
-        name = base_of(adapters[0])
+        name = base_of(adapters[0], allow_pickle=config.allow_pickle)
         if name is None:
             raise UserError(
                 f"{adapters[0]} does not say which base model it was trained on",

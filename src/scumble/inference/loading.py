@@ -1,30 +1,35 @@
 """Adapters on top of an unmodified diffusers pipeline: load, blend, merge, and take off again."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from scumble import formats
-from scumble.adapters import ADAPTERS, blend, inject
+from scumble import console, formats
+from scumble.adapters import blend, inject
 from scumble.errors import UserError
 from scumble.families import FAMILIES, Family
-from scumble.formats import AdapterWeights, ModuleWeights
-from scumble.formats.container import read_content
-from scumble.formats.files import adapter_file
-from scumble.inference import tokens
+from scumble.formats import AdapterWeights
+from scumble.inference import fitting, tokens
 
 DEFAULT_FAMILY = "stable_diffusion"
 
 
-def read_adapter(path: str | Path, *, family: str = DEFAULT_FAMILY) -> AdapterWeights:
-    """Read an adapter file without a model.
+def read_adapter(
+    path: str | Path,
+    *,
+    family: str = DEFAULT_FAMILY,
+    allow_pickle: bool = False,
+    partial: bool = False,
+) -> AdapterWeights:
+    """Read an adapter file of any format without a model.
 
     Args:
         path: the file, or the folder that a training run wrote.
         family: the family that the adapter belongs to.
+        allow_pickle: read pickled files too (.bin, .pt); tensors alone are taken from them.
+        partial: read what can be placed, and list the rest in `left_out`.
 
     Returns:
         Its tensors by component and module, and its metadata.
@@ -32,7 +37,8 @@ def read_adapter(path: str | Path, *, family: str = DEFAULT_FAMILY) -> AdapterWe
     Raises:
         UserError: missing, damaged or unknown; nothing is returned half-read.
     """
-    return formats.read_adapter(path, FAMILIES[family].key_names)
+    key_names = FAMILIES[family].key_names
+    return formats.read_adapter(path, key_names, allow_pickle=allow_pickle, partial=partial)
 
 
 def write_adapter(
@@ -48,7 +54,8 @@ def write_adapter(
         weights: what to write.
         path: the file; an older one is replaced.
         format: "peft" is what diffusers and PEFT read, as long as there are no learned tokens;
-            "embedding" holds learned tokens alone, as diffusers reads them.
+            "kohya" what A1111, Forge, ComfyUI and Civitai read; "embedding" holds learned tokens
+            alone. docs/explanation/formats.md has them all.
         family: the family that the adapter belongs to.
 
     Returns:
@@ -66,6 +73,8 @@ def load_adapter(
     *,
     name: str | None = None,
     strength: float = 1.0,
+    allow_pickle: bool = False,
+    partial: bool = False,
 ) -> str:
     """Load an adapter on top of a diffusers pipeline, whose own weights stay as they are.
 
@@ -77,6 +86,8 @@ def load_adapter(
         name: to set its strength or unload it by; made from the source if not given.
         strength: 1.0 acts as trained, 0.5 half as much, negative the other way. Learned tokens
             have none: they act where a prompt has them.
+        allow_pickle: read pickled files too (.bin, .pt); tensors alone are taken from them.
+        partial: load what fits, and say what was left out.
 
     Returns:
         The adapter's name.
@@ -89,14 +100,17 @@ def load_adapter(
     if isinstance(source, AdapterWeights):
         weights, name = source, name or "adapter"
     else:
-        weights = formats.read_adapter(source, family.key_names)
+        options = {"allow_pickle": allow_pickle, "partial": partial}
+        weights = formats.read_adapter(source, family.key_names, **options)
         name = name or _name_of(Path(source))
     if weights.is_empty:
         raise UserError(f"the adapter '{name}' has no tensors", "Nothing was loaded.")
     if name in _loaded_names(pipeline):
         raise UserError(f"an adapter named '{name}' is already loaded", "Give it another name.")
     models = {c: getattr(pipeline, c, None) for c in weights.components}
-    plans = {c: _plan(family, c, models[c], modules) for c, modules in weights.components.items()}
+    plans = fitting.plan(family, models, weights, name, partial=partial)
+    for line in fitting.doubts(family, pipeline, weights, name):
+        console.say(line)
     attached: list[nn.Module] = []
     try:
         for component, plan in plans.items():
@@ -167,63 +181,6 @@ def pipeline_family(pipeline: Any) -> Family:
         if name in family.pipeline_classes:
             return family
     raise UserError(f"adapters cannot be loaded on a {type(pipeline).__name__} yet")
-
-
-def base_of(source: str | Path) -> str | None:
-    """The base model that an adapter was trained on, as far as it says so.
-
-    Looked for in the run's own record beside it, which knows local paths, in the file's metadata,
-    and in the model card.
-    """
-    path = adapter_file(source)
-    record = path.with_name("run.json")
-    try:
-        base = str(json.loads(record.read_text("utf-8"))["base"])
-    except (OSError, ValueError, KeyError, TypeError):
-        base = ""
-    if base and Path(base).exists():
-        return base
-    metadata = read_content(path, outline=True).metadata
-    return metadata.get("base_model") or _card_base(path.with_name("README.md"))
-
-
-def _card_base(card: Path) -> str | None:
-    if not card.is_file():
-        return None
-    import yaml
-
-    parts = card.read_text("utf-8", errors="replace").split("---", 2)
-    try:
-        header = yaml.safe_load(parts[1]) if len(parts) == 3 else None
-    except yaml.YAMLError:
-        return None
-    base = header.get("base_model") if isinstance(header, dict) else None
-    if isinstance(base, list):
-        base = base[0] if base else None
-    return str(base) if base else None
-
-
-def _plan(
-    family: Family, component: str, model: nn.Module | None, modules: Mapping[str, ModuleWeights]
-) -> dict[str, inject.Builder]:
-    """Live module path -> builder of its adapter; refuses modules that the model lacks."""
-    if model is None:
-        raise UserError(f"the adapter changes the {component}, which this pipeline lacks")
-    known = {path for path, _ in inject.adaptable_layers(model)}
-    plan = {}
-    for path, entry in modules.items():
-        live = family.key_names.to_live(component, path, model)
-        if live not in known:
-            raise UserError(
-                f"the adapter changes '{component}.{path}', a layer that this base lacks",
-                "It was made for another base model. Nothing was loaded.",
-            )
-        plan[live] = _builder(entry)
-    return plan
-
-
-def _builder(entry: ModuleWeights) -> inject.Builder:
-    return lambda spec, _weight: ADAPTERS[entry.type].from_tensors(spec, entry.tensors, entry.alpha)
 
 
 def _name_of(path: Path) -> str:

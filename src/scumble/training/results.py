@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from scumble import console
 from scumble.errors import UserError, first_line
+from scumble.families.fingerprint import FINGERPRINT, fingerprint
 from scumble.formats import AdapterWeights, write_adapter
 from scumble.formats.container import write_atomically
 from scumble.formats.files import BUNDLE_NAME, EMBEDS_NAME, WEIGHT_NAME
@@ -53,7 +54,11 @@ def adapter_weights(workshop: Workshop, taught: Taught) -> AdapterWeights:
         )
         for word in sorted(words)
     }
-    metadata = {"base_model": workshop.components.base.public_name}
+    base = workshop.components.base
+    metadata = {"base_model": base.public_name}
+    mark = fingerprint(base, workshop.family.components[0])
+    if mark is not None:
+        metadata[FINGERPRINT] = mark
     phrase = trigger_phrase(workshop)
     if phrase is not None:
         metadata["trigger_phrase"] = phrase

@@ -1,0 +1,54 @@
+"""Which base an adapter belongs on, as far as it says so."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from scumble.formats.container import read_content
+from scumble.formats.files import adapter_file
+
+
+def base_of(source: str | Path, *, allow_pickle: bool = False) -> str | None:
+    """The base model that an adapter was trained on, as far as it says so.
+
+    Looked for in the run's own record beside it, which knows local paths, in the file's metadata,
+    and in the model card.
+
+    Args:
+        source: an adapter file, or the folder of a training run.
+        allow_pickle: read pickled files too, which have no metadata.
+    """
+    path = adapter_file(source, allow_pickle=allow_pickle)
+    record = path.with_name("run.json")
+    try:
+        base = str(json.loads(record.read_text("utf-8"))["base"])
+    except (OSError, ValueError, KeyError, TypeError):
+        base = ""
+    if base and Path(base).exists():
+        return base
+    content = read_content(path, outline=True, allow_pickle=allow_pickle)
+    named = content.metadata.get("base_model")
+    return named or _card_base(path.with_name("README.md")) or _hub_id(content.metadata)
+
+
+def _hub_id(metadata: Mapping[str, str]) -> str | None:
+    """What other trainers note of the base, where it is a Hub id and not the name of a file."""
+    name = metadata.get("ss_sd_model_name", "")
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None
+
+
+def _card_base(card: Path) -> str | None:
+    if not card.is_file():
+        return None
+    import yaml
+
+    parts = card.read_text("utf-8", errors="replace").split("---", 2)
+    try:
+        header = yaml.safe_load(parts[1]) if len(parts) == 3 else None
+    except yaml.YAMLError:
+        return None
+    base = header.get("base_model") if isinstance(header, dict) else None
+    if isinstance(base, list):
+        base = base[0] if base else None
+    return str(base) if base else None
