@@ -1,7 +1,7 @@
 """Products of two thin matrices: add them, measure them, make them thinner, find them in a matrix.
 
 Inputs are of any float type. Results come from float64, where neither half precision nor TF32 can
-reach them, and are rounded once: to float64 where an input had it, to float32 otherwise. They
+reach them, and are rounded at the end: to float64 where an input had it, to float32 otherwise. They
 track no gradients.
 
 Shape suffixes: O output channels, I input channels, R rank, K singular values held, S size of a
