@@ -3,12 +3,12 @@
 import shutil
 from pathlib import Path
 
+import ldm_layout
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-import ldm_layout
 from scumble.families import BaseModel, locate
 from scumble.families.fingerprint import fingerprint, live_fingerprint
 
