@@ -26,12 +26,12 @@ def case(request):
     return nn.Sequential(build()).requires_grad_(False), torch.randn(shape)
 
 
-@pytest.fixture(params=ADAPTERS)
+@pytest.fixture(params=[name for name, kind in ADAPTERS.items() if kind.is_trainable])
 def adapter_type(request):
     return ADAPTERS[request.param]
 
 
-def put(model, adapter_type, name="a", *, rank=3, alpha=6.0, train=True):
+def put(model, adapter_type, name="a", *, rank=2, alpha=4.0, train=True):
     """Inject an adapter, and give it values that change something."""
     adapters = inject(model, name, adapter_type, [Target("0", rank, alpha)])
     if train:
@@ -125,7 +125,7 @@ def test_tensors_rebuild_the_adapter(case, adapter_type):
     assert set(adapter.tensors()) <= set(adapter_type.file_names)
     assert adapter_type.is_complete(adapter.tensors().keys())
     eject(model)
-    inject(model, "twin", adapter_type, [Target("0", 3, 6.0)])
+    inject(model, "twin", adapter_type, [Target("0", 2, 4.0)])
     model[0].get("twin").copy_tensors(twin.tensors())
     assert torch.equal(model(x), with_it)
 

@@ -98,8 +98,10 @@ class Adapter(nn.Module, ABC):
     """Parameter name -> the tensor name that other tools give it (LyCORIS spelling)."""
     from_zero: ClassVar[tuple[str, ...]] = ()
     """Parameters that start from zero; LoRA+ lets them learn faster than the others."""
-    dropouts: ClassVar[frozenset[str]] = frozenset()
-    """Names of the options that can switch parts of it off while it trains."""
+    from_weight: ClassVar[tuple[str, ...]] = ()
+    """Parameters that start as parts of the frozen weight, which weight decay must not shrink."""
+    options: ClassVar[frozenset[str]] = frozenset()
+    """Names of the options of a run that it knows, besides those that every type knows."""
     is_trainable: ClassVar[bool] = True
     """Whether it can be trained here; other types are read, merged and drawn with."""
     has_rank: ClassVar[bool] = True
@@ -156,6 +158,17 @@ class Adapter(nn.Module, ABC):
         Args:
             weight: the frozen weight in fp32; may lack unless `needs_weight`.
         """
+
+    def row_energies(self, weight: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Squared length of each row of the changed weight, shape (O,).
+
+        Args:
+            weight: the frozen weight, in any number format.
+
+        Returns:
+            None where nothing is cheaper than to form the changed weight.
+        """
+        return None
 
     def bias_delta(self) -> Tensor | None:
         """The change of the bias in fp32, or None where it stays."""
@@ -242,6 +255,16 @@ class Adapter(nn.Module, ABC):
     def file_alpha(self) -> float:
         """The alpha that belongs to `tensors`."""
         return self.alpha
+
+
+def refuse_norms(layer: LayerSpec) -> None:
+    """Refuse a norm, which has no matrix to factor.
+
+    Raises:
+        UserError: the layer is a norm.
+    """
+    if layer.is_norm:
+        raise UserError("the layer is a norm, which has no matrix to change")
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -226,7 +226,7 @@ def attach(
 def inject(
     model: nn.Module,
     name: str,
-    adapter_type: type[Adapter],
+    adapter_type: Callable[[LayerSpec, int, float], Adapter],
     targets: Sequence[Target],
     *,
     init: str = "gaussian",
@@ -237,7 +237,8 @@ def inject(
     Args:
         model: the built model.
         name: the adapter's name.
-        adapter_type: a class of the registry.
+        adapter_type: a class of the registry, or what else makes an adapter of a layer's
+            description, rank and alpha.
         targets: patterns with rank and alpha.
         init: "gaussian" or "kaiming".
         seed: each layer draws from (seed, its path), so the order of the walk does not matter.
@@ -248,7 +249,7 @@ def inject(
 
     def builder(path: str, target: Target) -> Builder:
         def build(spec: LayerSpec, weight: Tensor) -> Adapter:
-            adapter = adapter_type(spec, target.rank, target.alpha)
+            adapter = adapter_type(spec, target.rank, target.alpha).to(weight.device)
             adapter.initialise(init, generator(seed, f"adapter init {path}"), weight)
             return adapter
 

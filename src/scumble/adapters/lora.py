@@ -10,8 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from scumble.adapters.base import Adapter, LayerSpec
-from scumble.errors import UserError
+from scumble.adapters.base import Adapter, LayerSpec, refuse_norms
 
 
 class LoRA(Adapter):
@@ -30,7 +29,7 @@ class LoRA(Adapter):
         "mid": "lora_mid.weight",
     }
     from_zero: ClassVar[tuple[str, ...]] = ("up",)
-    dropouts: ClassVar[frozenset[str]] = frozenset({"rank_dropout", "lora_dropout"})
+    options: ClassVar[frozenset[str]] = frozenset({"adapter_init", "rank_dropout", "lora_dropout"})
 
     def shapes(self, like: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
         """`down` (R, I) or (R, I, K, K) and `up` (O, R) or (O, R, 1, 1); with `mid` its own."""
@@ -75,13 +74,33 @@ class LoRA(Adapter):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Down (R, I) or (R, I, K, K) and up (O, R), with scale and rank dropout in `up`."""
-        up_OR = self.up.flatten(1)
+        down, up_OR = self.product()
         up_OR = up_OR if self.scale == 1 else up_OR * self.scale
-        up_OR = up_OR if self.rank_mask is None else up_OR * self.rank_mask
+        if self.rank_mask is None:
+            return down, up_OR
+        return down, up_OR * self.rank_mask.repeat(up_OR.shape[1] // self.rank)
+
+    def product(self) -> tuple[Tensor, Tensor]:
+        """Down (R, I) or (R, I, K, K) and up (O, R), as they are."""
         mid = getattr(self, "mid", None)
         if mid is None:
-            return self.down, up_OR
-        return torch.einsum("rskl,si->rikl", mid, self.down.flatten(1)), up_OR
+            return self.down, self.up.flatten(1)
+        down = torch.einsum("rskl,si->rikl", mid, self.down.flatten(1))
+        return down, self.up.flatten(1)
+
+    def row_energies(self, weight: Tensor) -> Tensor:
+        """Squared length of each row of the changed weight, shape (O,).
+
+        From the thin matrices: the changed weight is neither formed nor kept for the way back.
+        """
+        down, up_OR = self.factors()
+        dtype = torch.promote_types(weight.dtype, up_OR.dtype)
+        axes = tuple(range(1, weight.ndim))
+        frozen_O: Tensor = torch.linalg.vector_norm(weight, dim=axes, dtype=dtype).square()
+        cross_RO = LayerSpec(self.layer.weight_shape).apply(down.to(weight.dtype), weight)
+        down_RI = down.flatten(1)
+        twice_OR = 2 * cross_RO.flatten(1).T.to(dtype) + up_OR @ (down_RI @ down_RI.T)
+        return frozen_O + (up_OR * twice_OR).sum(1)
 
     @property
     def has_branch(self) -> bool:
@@ -109,13 +128,3 @@ class LoRA(Adapter):
         """The rank is the first dimension of `down`, which is a matrix or a kernel."""
         down = tensors["down"]
         return int(down.shape[0]) if down.ndim > 1 else 0
-
-
-def refuse_norms(layer: LayerSpec) -> None:
-    """Refuse a norm, which has no matrix to factor.
-
-    Raises:
-        UserError: the layer is a norm.
-    """
-    if layer.is_norm:
-        raise UserError("the layer is a norm, which low-rank adapters do not fit")
