@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scumble.errors import UserError
-from scumble.formats import embedding, peft
+from scumble.formats import embedding, kohya, peft
 from scumble.formats.container import Content, container_bytes, read_content, write_atomically
 from scumble.formats.key_names import KeyNames
+from scumble.formats.origins import looks_like
 from scumble.formats.soundness import check_encoders, check_equal, check_sound
 from scumble.formats.weights import AdapterWeights
 
@@ -39,6 +40,7 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[str, Format] = {
+    "kohya": Format(kohya.recognises, kohya.read, kohya.write),
     "peft": Format(peft.recognises, peft.read, peft.write),
     "embedding": Format(embedding.recognises, embedding.read, embedding.write),
 }
@@ -134,7 +136,8 @@ def format_of(content: Content, key_names: KeyNames) -> str:
     starts = tuple(f"{name}." for name in key_names.components)
     odd = next((key for key in content.tensors if not key.startswith(starts)), "")
     raise UserError(
-        f"the key '{odd}' names none of the components {', '.join(key_names.components)}",
+        f"the key '{odd}' names none of the components {', '.join(key_names.components)}"
+        f"{looks_like(odd)}",
         "The file is of another format, or for another family of models. Nothing was loaded.",
     )
 

@@ -3,8 +3,25 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 from torch import nn
+
+
+class BaseVersion(NamedTuple):
+    """What other programs call one version of a family's base models.
+
+    Args:
+        label: in the menus of user interfaces, such as "SD1".
+        marks: metadata by which trainers tell it.
+        architecture: the ModelSpec's name of it; empty where the version alone does not decide it.
+        native_px: edge of the pictures that it was made for, or 0.
+    """
+
+    label: str
+    marks: Mapping[str, str]
+    architecture: str = ""
+    native_px: int = 0
 
 
 @dataclass(frozen=True)
@@ -18,16 +35,22 @@ class KeyNames:
         tokens: text encoder -> how bundles spell its vectors of a learned token.
         prefixes: component -> beginning of its keys in files that join module names by
             underscores; the first one is written, all are read.
-        words: parts of module names that contain an underscore themselves.
+        words: component -> every part of its module names that is no number.
         order: component -> its modules as files number them that have no names.
+        text_layers: component -> ends of the names of Linear layers that take in text, whose width
+            tells versions of the base apart.
+        versions: width of the text -> what the base predicts ("epsilon", "v_prediction"; "" where
+            that is not known) -> the version.
     """
 
     components: tuple[str, ...]
     levels: Mapping[str, str]
     tokens: Mapping[str, str] = field(default_factory=dict)
     prefixes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    words: tuple[str, ...] = ()
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     order: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    text_layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    versions: Mapping[int, Mapping[str, BaseVersion]] = field(default_factory=dict)
 
     def to_file(self, component: str, path: str) -> str:
         """Spell a live module path as files do."""
@@ -41,15 +64,21 @@ class KeyNames:
         full = path if path.startswith(level) else level + path
         return full if has_level or not level else full.removeprefix(level)
 
-    def from_underscores(self, flat: str) -> str:
+    def from_underscores(self, component: str, flat: str) -> str:
         """Find the dots of a module path whose parts were joined by underscores.
 
-        Words of the family keep their own underscores; every other underscore was a dot.
+        Words of the component keep their own underscores; every other underscore was a dot.
 
         Args:
+            component: that the module belongs to.
             flat: such as "mid_block_attentions_0_proj_in".
         """
-        return _with_dots(flat, self.words)
+        return _with_dots(flat, self.words.get(component, ()))
+
+    def may_hold(self, component: str, path: str) -> bool:
+        """Whether a path consists of words that the component's module names consist of."""
+        words = self.words.get(component, ())
+        return all(part.isdecimal() or part in words for part in path.split("."))
 
 
 @cache
