@@ -20,6 +20,9 @@ if TYPE_CHECKING:
         unmerge_adapters,
         write_adapter,
     )
+    from scumble.tools.convert import convert_adapter
+    from scumble.tools.diff import diff_adapters
+    from scumble.tools.inspect import inspect_adapter
     from scumble.training.run import train
 
 __version__ = "0.1.0"
@@ -27,7 +30,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "TrainConfig": "scumble.config",
     "UserError": "scumble.errors",
+    "convert_adapter": "scumble.tools.convert",
+    "diff_adapters": "scumble.tools.diff",
     "generate": "scumble.inference.generator",
+    "inspect_adapter": "scumble.tools.inspect",
     "load_adapter": "scumble.inference.loading",
     "merge_adapters": "scumble.inference.loading",
     "read_adapter": "scumble.inference.loading",
@@ -41,7 +47,10 @@ _HOMES = {
 __all__ = [
     "TrainConfig",
     "UserError",
+    "convert_adapter",
+    "diff_adapters",
     "generate",
+    "inspect_adapter",
     "load_adapter",
     "merge_adapters",
     "read_adapter",

@@ -13,6 +13,9 @@ VERBS = {
     "train": "teach a base model from your own pictures",
     "generate": "draw pictures, with adapters on top of a base model",
     "demo": "teach the built-in base a style and show before and after",
+    "inspect": "show what an adapter file is and what is in it",
+    "diff": "say whether two adapter files do the same, and where they differ",
+    "convert": "write an adapter file in the format of another program",
 }
 """Verb -> what it does. Each lives in the module of its name: `main` runs it and may return an
 exit code, and `EXIT_TROUBLE` is its code for a user's error, where that is not 1."""

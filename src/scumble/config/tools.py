@@ -5,14 +5,20 @@ from typing import Literal
 
 
 @dataclass(kw_only=True)
-class ReadFields:
+class PickleFields:
+    """How to open"""
+
+    allow_pickle: bool = False
+    """Open pickled files too (.bin, .pt), taking nothing but tensors from them. For files of a
+    source that you trust."""
+
+
+@dataclass(kw_only=True)
+class ReadFields(PickleFields):
     """How to read"""
 
     partial: bool = False
     """Take what fits and list the keys that do not, instead of refusing the file."""
-    allow_pickle: bool = False
-    """Open pickled files too (.bin, .pt), taking nothing but tensors from them. For files of a
-    source that you trust."""
 
 
 @dataclass(kw_only=True)

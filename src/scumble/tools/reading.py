@@ -1,0 +1,83 @@
+"""How every tool reads an adapter file, and what it says of files that are no adapters."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from scumble.errors import UserError
+from scumble.families import FAMILIES, Family
+from scumble.formats.container import Content, read_content
+from scumble.formats.files import adapter_file, format_of, read_adapter
+from scumble.formats.weights import AdapterWeights
+
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp64": torch.float64,
+}
+"""Number formats by the names that flags and tables give them."""
+
+MODELS = {
+    "model.diffusion_model.": "a whole base model in one file",
+    "control_model.": "a ControlNet",
+    "controlnet_cond_embedding.": "a ControlNet",
+    "conv_norm_out.": "the denoiser of a base model",
+    "text_model.embeddings.": "the text encoder of a base model",
+    "encoder.mid_block.": "the VAE of a base model",
+    "encoder.mid.": "the VAE of a base model",
+    "first_stage_model.": "the VAE of a base model",
+}
+"""How keys begin in files of other kinds -> what those are. The first one found decides."""
+
+
+class Opened(NamedTuple):
+    """An adapter file that was read."""
+
+    file: Path
+    family: Family
+    format: str
+    content: Content
+    """Keys, shapes and metadata as they are in the file, without numbers."""
+    weights: AdapterWeights
+
+
+def open_adapter(
+    path: str | Path, *, partial: bool = False, allow_pickle: bool = False, outline: bool = False
+) -> Opened:
+    """Read an adapter file of any format.
+
+    Args:
+        path: the file, or the folder that a training run wrote.
+        partial: read what can be placed, and list the rest in `left_out` of the weights.
+        allow_pickle: read pickled files too; tensors alone are taken from them.
+        outline: leave the numbers unread.
+
+    Raises:
+        UserError: it cannot be read, or is a model and no adapter.
+    """
+    family = next(iter(FAMILIES.values()))
+    file = adapter_file(path, allow_pickle=allow_pickle)
+    content = read_content(file, outline=True, allow_pickle=allow_pickle)
+    _refuse_models(file, content)
+    weights = read_adapter(
+        file, family.key_names, allow_pickle=allow_pickle, partial=partial, outline=outline
+    )
+    return Opened(file, family, format_of(content, family.key_names), content, weights)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Call a number format as flags and tables do."""
+    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype)[6:])
+
+
+def _refuse_models(file: Path, content: Content) -> None:
+    for start, kind in MODELS.items():
+        if any(key.startswith(start) for key in content.tensors):
+            raise UserError(
+                f"{file} is {kind}, not an adapter",
+                f"scumble generate --pretrained_model_name_or_path {file} draws with it."
+                if kind.startswith("a whole")
+                else "Adapters lie in files or folders of their own.",
+            )
