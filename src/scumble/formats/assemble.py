@@ -50,7 +50,10 @@ class Parts:
         parts = self._tensors.setdefault(component, {}).setdefault(module, {})
         if name in parts:
             raise UserError(f"'{module}' has its {name} twice, in two spellings")
-        if tensor.dtype not in DTYPES and name != ALPHA:
+        is_whole = not (tensor.is_floating_point() or tensor.is_complex())
+        # One whole number is a setting, such as which side an IA3 is on.
+        is_setting = name == ALPHA or (is_whole and tensor.ndim == 0)
+        if tensor.dtype not in DTYPES and not is_setting:
             raise UserError(f"'{key}' holds {tensor.dtype}, which is not supported")
         parts[name] = tensor
         self._keys.setdefault((component, module), []).append(key)
@@ -105,6 +108,8 @@ def _lacking(module: str, parts: Mapping[str, Tensor]) -> str:
     names = parts.keys() - {ALPHA}
     if not names:
         return f"belongs to '{module}', which lacks its tensors"
+    if names == {"weight"}:
+        return f"is a whole weight of '{module}', or an IA3 that lacks its on_input"
     kinds = [kind.file_names for kind in ADAPTERS.values()]
     closest = max(kinds, key=lambda kind: len(names & set(kind.values())) / len(kind))
     lacking = [name for name in closest.values() if name not in names]

@@ -7,14 +7,15 @@ them: `bundle_emb.<token>.string_to_param.*`.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scumble.adapters import ADAPTERS
 from scumble.errors import UserError
-from scumble.formats.assemble import Parts, tensor_names
+from scumble.formats.assemble import ALPHA, Parts, tensor_names
 from scumble.formats.bundle import TOKEN_PREFIX, add_token, bundled
 from scumble.formats.container import SETTINGS_NAME, Content
 from scumble.formats.key_names import KeyNames
@@ -29,9 +30,18 @@ BARE_PREFIX = "base_model.model."
 LORA_SPELLINGS = {
     "lora_down.weight": ("lora.down.weight", "lora_A.weight", "lora_linear_layer.down.weight"),
     "lora_up.weight": ("lora.up.weight", "lora_B.weight", "lora_linear_layer.up.weight"),
+    "dora_scale": ("lora_magnitude_vector",) * 3,
 }
-"""Tensor name of an adapter type -> its spellings here: attention of the denoiser, PEFT's own,
+"""Tensor name of the types below -> its spellings here: attention of the denoiser, PEFT's own,
 attention of text encoders."""
+
+SPELLED = ("lora", "dora")
+"""Adapter types that PEFT describes by settings; others keep their tensors' own names, and alpha
+among them."""
+
+LENGTHS = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
+"""What PEFT calls DoRA's lengths in files, and in a live model: transformers, which loads what is
+for text encoders, knows the latter alone."""
 
 ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|[qkv]_proj|out_proj)$")
 
@@ -62,15 +72,14 @@ def read(content: Content, key_names: KeyNames) -> AdapterWeights:
         elif not name:
             parts.leave(key, "is not a tensor of any known adapter type")
         else:
+            tensor = _from_peft(tensor) if key.endswith(LENGTHS) else tensor
             parts.add(component, key_names.to_file(component, module), name, key, tensor)
     components = parts.modules(
         lambda component, module, rank: _alpha(config.get(component, {}), module, rank)
     )
     for component, modules in components.items():
-        if config.get(component, {}).get("use_dora"):
-            for module, entry in modules.items():
-                if entry.type == "lora":
-                    raise UserError(f"'{module}' is a DoRA without its magnitudes")
+        for module, entry in modules.items():
+            _settle(entry, config.get(component, {}), module)
     settings = (CONFIG_KEY, SETTINGS_NAME)
     kept = {k: v for k, v in content.metadata.items() if k not in settings}
     return AdapterWeights(components, kept, tokens, parts.left_out)
@@ -81,33 +90,84 @@ def write(weights: AdapterWeights, key_names: KeyNames) -> Content:
 
     LoRA on attention alone is spelled as diffusers' scripts spell it. One that reaches further is
     spelled as PEFT does, because diffusers' converter loses the attention part of the other form.
-    For a text encoder it knows no other than these two. It refuses a file with learned tokens.
+    For a text encoder it knows no other than these two. It refuses a file with learned tokens, and
+    adapter types but LoRA and DoRA.
+
+    Raises:
+        UserError: a DoRA in a form that PEFT does not have.
     """
     tensors = bundled(weights.tokens, key_names)
     config: dict[str, Any] = {}
     # diffusers takes settings of one component for settings of all: describe every one, or none.
     describe = any(_needs_settings(modules) for modules in weights.components.values())
     for component, modules in weights.components.items():
-        attention = 0 if component == key_names.components[0] else 2
+        is_denoiser = component == key_names.components[0]
+        attention = 0 if is_denoiser else 2
         spelling = attention if all(ATTENTION.search(path) for path in modules) else 1
+        described = {m: e for m, e in modules.items() if e.type in SPELLED}
         for module, entry in modules.items():
-            stem = f"{component}.{module}"
-            for parameter, tensor in entry.tensors.items():
-                tensors[f"{stem}.{_spell(entry.type, parameter, spelling)}"] = tensor
-            if entry.type != "lora":
-                tensors[f"{stem}.alpha"] = torch.tensor(float(entry.alpha))
-        lora = {m: e for m, e in modules.items() if e.type == "lora"}
-        if describe and lora:
-            config |= _describe(component, lora, key_names)
+            for name, tensor in _laid_out(entry, module, spelling):
+                name = LENGTHS[1] if name == LENGTHS[0] and not is_denoiser else name
+                tensors[f"{component}.{module}.{name}"] = tensor
+        if len({entry.type for entry in described.values()}) > 1:
+            raise UserError(
+                f"some layers of the {component} are LoRA and some DoRA, which PEFT cannot mix",
+                "The format 'kohya' holds them.",
+            )
+        if describe and described:
+            config |= _describe(component, described, key_names)
     metadata = dict(weights.metadata)
     if config:
         metadata[CONFIG_KEY] = json.dumps(config, sort_keys=True)
     return Content(tensors, metadata)
 
 
-def _spell(type_name: str, parameter: str, spelling: int) -> str:
-    name = ADAPTERS[type_name].file_names[parameter]
-    return LORA_SPELLINGS[name][spelling] if name in LORA_SPELLINGS else name
+def _laid_out(entry: ModuleWeights, module: str, spelling: int) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a layer as the file spells and shapes them."""
+    names = ADAPTERS[entry.type].file_names
+    for parameter, tensor in entry.tensors.items():
+        name = names[parameter]
+        if entry.type not in SPELLED or name not in LORA_SPELLINGS:
+            yield name, tensor
+            continue
+        spelled = LORA_SPELLINGS[name][spelling]
+        if spelled in LENGTHS:
+            outputs = entry.tensors["up"].shape[0]
+            tensor = _to_peft(tensor, outputs, module)
+        yield spelled, tensor
+    if entry.type not in SPELLED and (ADAPTERS[entry.type].has_rank or entry.alpha != entry.rank):
+        rounded = torch.tensor(entry.alpha, dtype=torch.float32)
+        exact = torch.tensor(entry.alpha, dtype=torch.float64)
+        yield ALPHA, rounded if float(rounded) == entry.alpha else exact
+
+
+def _to_peft(lengths: Tensor, outputs: int, module: str) -> Tensor:
+    """Lengths (O, 1) as (O,), and those of a convolution (O, 1, 1, 1) as (1, O, 1, 1)."""
+    if lengths.shape[:2] != (outputs, 1):
+        raise UserError(
+            f"the DoRA of '{module}' has a length for each input, and PEFT's for each output",
+            "The format 'kohya' holds it.",
+        )
+    return lengths[:, 0] if lengths.ndim == 2 else lengths.transpose(0, 1)
+
+
+def _from_peft(lengths: Tensor) -> Tensor:
+    """The opposite of `_to_peft`."""
+    if lengths.ndim == 1:
+        return lengths[:, None]
+    return lengths.transpose(0, 1) if lengths.ndim == 4 else lengths
+
+
+def _settle(entry: ModuleWeights, config: Mapping[str, Any], module: str) -> None:
+    """Make sure that an entry means by itself what PEFT's settings say of it."""
+    if config.get("use_dora") and entry.type == "lora":
+        raise UserError(f"'{module}' is a DoRA without its magnitudes")
+    if config.get("peft_type") == "LOKR" and entry.tensors.keys() == {"w1", "w2"}:
+        # PEFT scales two whole factors too, whose scale is 1 everywhere else.
+        rank = _pattern(config, "rank_pattern", module, config.get("r", 1))
+        if rank < 1:
+            raise UserError(f"the adapter settings are damaged (rank {rank:g})")
+        entry.tensors["w1"] = entry.tensors["w1"] * (entry.alpha / rank)
 
 
 def _component(key: str, key_names: KeyNames) -> tuple[str, str]:
@@ -122,7 +182,9 @@ def _component(key: str, key_names: KeyNames) -> tuple[str, str]:
 def _split(rest: str) -> tuple[str, str]:
     """Split "<module>.<tensor>" into module and the tensor's name in the adapter types."""
     names = {spelling: name for name, group in LORA_SPELLINGS.items() for spelling in group}
-    for spelling, name in (names | tensor_names()).items():
+    names |= dict.fromkeys(LENGTHS, "dora_scale") | tensor_names()
+    # The longest first: "weight" alone is a name as well.
+    for spelling, name in sorted(names.items(), key=lambda item: -len(item[0])):
         if rest.endswith("." + spelling):
             return rest.removesuffix("." + spelling), name
     return rest, ""
@@ -150,23 +212,28 @@ def _configuration(content: Content, key_names: KeyNames) -> dict[str, dict[str,
 
 
 def _alpha(config: Mapping[str, Any], module: str, rank: int) -> float:
+    given = config.get("lora_alpha", config.get("alpha", rank))
+    # rank-stabilised LoRA scales by alpha / sqrt(rank) (arXiv:2312.03732).
+    stabilised = rank**0.5 if config.get("use_rslora") else 1.0
+    return _pattern(config, "alpha_pattern", module, given) * stabilised
+
+
+def _pattern(config: Mapping[str, Any], name: str, module: str, otherwise: Any) -> float:
+    """What one of PEFT's tables says of a module."""
     try:
-        alpha = config.get("lora_alpha", rank)
-        for pattern, value in (config.get("alpha_pattern") or {}).items():
+        for pattern, value in (config.get(name) or {}).items():
             # PEFT's own rule: a regular expression for the end of the path, whole names only.
             if re.match(rf"(.*\.)?({pattern})$", module):
-                alpha = value
-                break
-        # rank-stabilised LoRA scales by alpha / sqrt(rank) (arXiv:2312.03732).
-        return float(alpha) * (rank**0.5 if config.get("use_rslora") else 1.0)
+                return float(value)
+        return float(otherwise)
     except (ValueError, TypeError, AttributeError, re.error) as error:
         raise UserError(f"the adapter settings are damaged ({error})") from error
 
 
 def _needs_settings(modules: Mapping[str, ModuleWeights]) -> bool:
     """Whether alpha is not rank somewhere, or ranks differ, which older diffusers cannot guess."""
-    lora = [entry for entry in modules.values() if entry.type == "lora"]
-    return len({entry.rank for entry in lora} | {entry.alpha for entry in lora}) > 1
+    entries = [entry for entry in modules.values() if entry.type in SPELLED]
+    return len({entry.rank for entry in entries} | {entry.alpha for entry in entries}) > 1
 
 
 def _describe(
@@ -184,4 +251,6 @@ def _describe(
         "rank_pattern": {p: e.rank for p, e in by_name.items() if e.rank != first.rank},
         "alpha_pattern": {p: e.alpha for p, e in by_name.items() if e.alpha != first.alpha},
     }
+    if first.type == "dora":
+        config["use_dora"] = True
     return {f"{component}.{key}": value for key, value in config.items()}
