@@ -9,6 +9,7 @@ from scumble.cli.flags import parse_flags
 from scumble.config import GenerateConfig
 from scumble.errors import UserError
 from scumble.formats.container import require_writable
+from scumble.imports import uncollected
 
 if TYPE_CHECKING:
     from scumble.inference.generator import Picture
@@ -25,7 +26,8 @@ def main(arguments: Sequence[str]) -> None:
     config = GenerateConfig(**flags)
     folder = Path(config.output)
     require_writable(folder, "--output")
-    from scumble.inference.generator import generate_pictures
+    with uncollected():
+        from scumble.inference.generator import generate_pictures
 
     pictures = generate_pictures(config)
     try:

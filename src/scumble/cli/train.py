@@ -9,6 +9,7 @@ from scumble.config import METHOD_GROUPS, TrainConfig
 from scumble.config.method_groups import METHOD_DEFAULTS
 from scumble.config.train import field_names
 from scumble.errors import UserError
+from scumble.imports import uncollected
 
 METHODS = {
     "text_to_image": "adapters taught by captioned pictures",
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str]) -> None:
         METHOD_DEFAULTS[method],
     )
     config = TrainConfig(method=method, **settings)
-    from scumble.training.run import train
+    with uncollected():
+        from scumble.training.run import train
 
     train(config)
 

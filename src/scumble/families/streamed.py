@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scumble.imports import uncollected
+
 DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -50,7 +52,8 @@ def load_streamed(
         return None
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(_read, weights, dtype)
-        cls = find_class()
+        with uncollected():
+            cls = find_class()
         try:
             module = _empty(cls, weights[0].parent)
             tensors = reading.result()
