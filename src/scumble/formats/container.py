@@ -1,10 +1,11 @@
 """Containers of tensors: read with limits, written atomically with one possible byte string."""
 
 import json
+import math
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,18 @@ import torch
 from torch import Tensor
 
 from scumble.errors import UserError
+from scumble.formats.pickled import is_pickled, read_pickled, refusal
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Number formats that tensors of adapters may have."""
 
 SETTINGS_NAME = "adapter_config.json"
 """PEFT's settings, which lie beside its file; among the metadata they have this key."""
+
+
+MAX_HEADER = 64 * 1024**2
+"""Limit of a safetensors header in bytes. It holds the metadata, with counts of tags and pictures.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,37 +46,69 @@ class Content:
     name: str = ""
 
 
-def read_content(path: Path, *, outline: bool = False, allow_pickle: bool = False) -> Content:  # noqa: ARG001
-    """Read a safetensors file.
+def read_content(path: Path, *, outline: bool = False, allow_pickle: bool = False) -> Content:
+    """Read a file of tensors: safetensors, or what torch.save wrote, told apart by their content.
 
     Args:
         path: the file.
         outline: leave the numbers of the tensors unread.
+        allow_pickle: open pickled files too; tensors alone are taken from them.
 
     Raises:
-        UserError: the file is missing, no safetensors file, or cut short.
+        UserError: the file is missing, pickled and not to be opened, of neither kind, or cut short.
     """
-    with _opened(path) as file:
-        read = _outline if outline else _tensor
-        tensors = {key: read(file, key) for key in file.keys()}  # noqa: SIM118
-        metadata = {k: v for k, v in (file.metadata() or {}).items() if k != "format"}
+    if not path.is_file():
+        raise UserError(f"there is no file {path}", "Check the spelling of the path.")
+    if not is_pickled(path):
+        tensors, metadata = _read_safetensors(path, outline)
+    elif allow_pickle:
+        tensors, metadata = read_pickled(path, outline=outline)
+    else:
+        raise refusal(path)
     beside = path.with_name(SETTINGS_NAME)
     if beside.is_file():
         metadata[SETTINGS_NAME] = beside.read_text("utf-8", errors="replace")
     return Content(tensors, metadata, path.stem)
 
 
-def _tensor(file: Any, key: str) -> Tensor:
-    tensor: Tensor = file.get_tensor(key)
-    return tensor
+def _read_safetensors(path: Path, outline: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    unreadable = f"{path} is not a readable safetensors file"
+    hint = "It may be cut short or of another format: fetch it again."
+    tensors: dict[str, Tensor] = {}
+    try:
+        with path.open("rb") as raw:
+            (length,) = struct.unpack("<Q", raw.read(8).ljust(8, b"\0"))
+            if length > MAX_HEADER:
+                raise UserError(f"{unreadable} (its header would take {length} bytes)", hint)
+            # The library checks every shape against the file's length.
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                header = json.loads(raw.read(length), object_pairs_hook=_once)
+                header.pop("__metadata__", None)
+                for key, about in header.items():
+                    shape, dtype = about["shape"], _TORCH_DTYPES.get(about["dtype"])
+                    if dtype is None:
+                        raise UserError(
+                            f"{path}: '{key}' holds {about['dtype']}, which is not read"
+                        )
+                    if outline and math.prod(shape) != 1:
+                        tensors[key] = torch.empty(shape, device="meta", dtype=dtype)
+                    else:
+                        tensors[key] = file.get_tensor(key)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{unreadable} ({error})", hint) from error
+    metadata.pop("format", None)
+    return tensors, metadata
 
 
-def _outline(file: Any, key: str) -> Tensor:
-    part = file.get_slice(key)
-    shape = part.get_shape()
-    if all(edge == 1 for edge in shape):
-        return _tensor(file, key)
-    return torch.empty(shape, device="meta", dtype=_TORCH_DTYPES.get(part.get_dtype()))
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a name that stands twice, of which the library would silently take the last."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"'{name}' stands in it twice")
+        found[name] = value
+    return found
 
 
 _TORCH_DTYPES = {
@@ -86,20 +125,6 @@ _TORCH_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    if not path.is_file():
-        raise UserError(f"there is no file {path}", "Check the spelling of the path.")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            yield file
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is not a readable safetensors file ({error})",
-            "It may be cut short or of another format: fetch it again.",
-        ) from error
 
 
 def container_bytes(content: Content) -> bytes:
