@@ -4,6 +4,7 @@ From a table of its own, never from a live model: other versions of the librarie
 otherwise, and files outlive them.
 """
 
+from scumble.families.numbered_layers import NUMBERED_LAYERS
 from scumble.formats.key_names import BaseVersion, KeyNames
 
 UNET_WORDS = (
@@ -101,4 +102,5 @@ KEY_NAMES = KeyNames(
         "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1"),
     },
     versions=VERSIONS,
+    order=NUMBERED_LAYERS,
 )

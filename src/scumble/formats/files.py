@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scumble.errors import UserError
-from scumble.formats import embedding, kohya, peft
+from scumble.formats import attn_procs, cloneofsimo, embedding, kohya, peft
 from scumble.formats.container import Content, container_bytes, read_content, write_atomically
 from scumble.formats.key_names import KeyNames
 from scumble.formats.origins import looks_like
+from scumble.formats.pickled import is_pickled, refusal
 from scumble.formats.soundness import check_encoders, check_equal, check_sound
 from scumble.formats.weights import AdapterWeights
 
@@ -21,6 +22,9 @@ EMBEDS_NAME = "learned_embeds.safetensors"
 
 FILE_NAMES = (BUNDLE_NAME, WEIGHT_NAME, "adapter_model.safetensors", EMBEDS_NAME)
 """What a folder is searched for, in this order: the fullest first."""
+
+PICKLED_NAMES = ("pytorch_lora_weights.bin", "adapter_model.bin", "learned_embeds.bin")
+"""What they were called before; a folder is searched for these last."""
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -40,6 +44,8 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[str, Format] = {
+    "attn_procs": Format(attn_procs.recognises, attn_procs.read, attn_procs.write),
+    "cloneofsimo": Format(cloneofsimo.recognises, cloneofsimo.read, cloneofsimo.write),
     "kohya": Format(kohya.recognises, kohya.read, kohya.write),
     "peft": Format(peft.recognises, peft.read, peft.write),
     "embedding": Format(embedding.recognises, embedding.read, embedding.write),
@@ -47,29 +53,40 @@ FORMATS: dict[str, Format] = {
 """Format name -> its functions; the first that recognises a file reads it."""
 
 
-def adapter_file(source: str | Path, *, allow_pickle: bool = False) -> Path:  # noqa: ARG001
+def adapter_file(source: str | Path, *, allow_pickle: bool = False) -> Path:
     """Find the adapter file that a path means: the file itself, or the one inside a folder.
 
+    Args:
+        source: the file or folder.
+        allow_pickle: a pickled file will do too, if a folder has no other.
+
     Raises:
-        UserError: nothing is there.
+        UserError: nothing is there, or something pickled that is not to be opened.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        files = [path / name for name in FILE_NAMES if (path / name).is_file()]
-        files = files or sorted(path.glob("*.safetensors"))
-        if len(files) == 1 or (files and files[0].name in FILE_NAMES):
-            return files[0]
-        for other in sorted(path.iterdir()) if not files else ():
-            _refuse_pickled(other)
-        found = "several .safetensors files" if files else "no .safetensors file"
-        raise UserError(f"the folder {path} holds {found}", _hint(path))
+        path = _inside(path)
     if not path.is_file():
         raise UserError(
             f"there is no adapter at {path}",
             "Give the .safetensors file, or the folder that a training run wrote.",
         )
-    _refuse_pickled(path)
+    if not allow_pickle and is_pickled(path):
+        raise refusal(path)
     return path
+
+
+def _inside(folder: Path) -> Path:
+    for names, suffixes in ((FILE_NAMES, (".safetensors",)), (PICKLED_NAMES, PICKLED)):
+        known = [folder / name for name in names if (folder / name).is_file()]
+        others = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+        if known or len(others) == 1:
+            return (known or others)[0]
+        if others:
+            raise UserError(
+                f"the folder {folder} holds several {' or '.join(suffixes)} files", _hint(folder)
+            )
+    raise UserError(f"the folder {folder} holds no .safetensors file", _hint(folder))
 
 
 def _hint(folder: Path) -> str:
@@ -194,11 +211,3 @@ def _in_file_names(weights: AdapterWeights, key_names: KeyNames) -> AdapterWeigh
         for component, modules in weights.components.items()
     }
     return AdapterWeights(components, weights.metadata, weights.tokens)
-
-
-def _refuse_pickled(path: Path) -> None:
-    if path.suffix.lower() in PICKLED:
-        raise UserError(
-            f"{path} is a pickled file, which is not read: opening one can run what is in it",
-            "Get it as .safetensors, or convert it where you trust it.",
-        )
