@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     )
     from scumble.tools.convert import convert_adapter
     from scumble.tools.diff import diff_adapters
+    from scumble.tools.extract import extract_adapter
     from scumble.tools.inspect import inspect_adapter
+    from scumble.tools.merge import merge_files
+    from scumble.tools.resize import resize_adapter
     from scumble.training.run import train
 
 __version__ = "0.1.0"
@@ -32,11 +35,14 @@ _HOMES = {
     "UserError": "scumble.errors",
     "convert_adapter": "scumble.tools.convert",
     "diff_adapters": "scumble.tools.diff",
+    "extract_adapter": "scumble.tools.extract",
     "generate": "scumble.inference.generator",
     "inspect_adapter": "scumble.tools.inspect",
     "load_adapter": "scumble.inference.loading",
     "merge_adapters": "scumble.inference.loading",
+    "merge_files": "scumble.tools.merge",
     "read_adapter": "scumble.inference.loading",
+    "resize_adapter": "scumble.tools.resize",
     "set_strengths": "scumble.inference.loading",
     "train": "scumble.training.run",
     "unload_adapters": "scumble.inference.loading",
@@ -49,11 +55,14 @@ __all__ = [
     "UserError",
     "convert_adapter",
     "diff_adapters",
+    "extract_adapter",
     "generate",
     "inspect_adapter",
     "load_adapter",
     "merge_adapters",
+    "merge_files",
     "read_adapter",
+    "resize_adapter",
     "set_strengths",
     "train",
     "unload_adapters",

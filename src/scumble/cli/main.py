@@ -16,6 +16,9 @@ VERBS = {
     "inspect": "show what an adapter file is and what is in it",
     "diff": "say whether two adapter files do the same, and where they differ",
     "convert": "write an adapter file in the format of another program",
+    "merge": "make one adapter of several, or put them into a base model",
+    "extract": "make a LoRA of what fine-tuning changed of a whole model",
+    "resize": "give an adapter another rank",
 }
 """Verb -> what it does. Each lives in the module of its name: `main` runs it and may return an
 exit code, and `EXIT_TROUBLE` is its code for a user's error, where that is not 1."""

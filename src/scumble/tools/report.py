@@ -56,10 +56,12 @@ def kept_lines(layers: Sequence[Kept]) -> list[str]:
         least = min(own, key=lambda layer: layer.share)
         low, high = min(layer.rank for layer in own), max(layer.rank for layer in own)
         ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
-        lines.append(
-            f"{component}: {_counted(len(own), 'layer')} of {ranks} keep {percent(share)} of the "
-            f"energy; least in {least.module}: {percent(least.share)}"
-        )
+        what = f"{component}: {counted(len(own), 'layer')} of {ranks}"
+        if least.share == 1:
+            lines.append(f"{what}, nothing lost")
+        else:
+            where = f"least in {least.module}: {percent(least.share)}"
+            lines.append(f"{what} keep {percent(share)} of the change; {where}")
     return lines
 
 
@@ -70,5 +72,6 @@ def percent(share: float) -> str:
     return f"{min(max(100 * share, 0.01), 99.99):.2f} %"
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """A number of things: "1 layer", "2 layers"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,160 @@
+"""A base model as a folder in diffusers' layout, which every diffusers pipeline opens."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from scumble.errors import UserError
+from scumble.formats.streaming import open_streamed
+from scumble.tools.base_configurations import CLASSES, INDEX, write_configurations
+from scumble.tools.base_weights import BaseWeights, OutputFile
+from scumble.tools.edits import Edit
+
+WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".pb", ".xml"),
+    ".index.json",
+)
+"""How names of files with weights end, or of the list of their shards."""
+
+
+def folder_files(
+    weights: BaseWeights, edit: Edit, stack: ExitStack
+) -> tuple[list[OutputFile], list[str]]:
+    """Plan the files of weights of a base as a folder.
+
+    Args:
+        weights: of the base, a folder or one file.
+        edit: what happens to each tensor.
+        stack: keeps further files open.
+
+    Returns:
+        The files, and what the user should know of them.
+    """
+    if weights.base.is_checkpoint:
+        return [_renamed(weights, part, edit) for part in weights.places], []
+    root = _root(weights)
+    planned = [_same(weights, part, edit) for part in weights.places]
+    for part in _other_components(weights, root):
+        if paths := weights.base.weight_files(part):
+            opened = stack.enter_context(open_streamed(paths))
+            name = f"{part}/{_stem(paths)}.safetensors"
+            planned.append(OutputFile(name, opened.entries, opened.tensor, opened.metadata))
+    used = {path for part in root.iterdir() for path in weights.base.weight_files(part.name)}
+    unused = [
+        path.relative_to(root).as_posix()
+        for path in sorted(root.rglob("*"))
+        if path.name.endswith(WEIGHTS) and path not in used
+    ]
+    return planned, [f"left out: {', '.join(unused)}"] if unused else []
+
+
+def write_beside(weights: BaseWeights, folder: Path) -> None:
+    """Write everything but weights: configurations, tokenizer, scheduler, the list of components.
+
+    Args:
+        weights: of the base.
+        folder: that exists.
+
+    Raises:
+        UserError: a single file's tokenizer is nowhere on this machine.
+    """
+    if weights.base.is_checkpoint:
+        write_configurations(weights, folder)
+        return
+    root = _root(weights)
+    folders = [".", *weights.places, *_other_components(weights, root)]
+    for part in folders:
+        for path in sorted((root / part).rglob("*") if part != "." else root.iterdir()):
+            if path.is_file() and not path.name.endswith(WEIGHTS) and path.name[0] != ".":
+                target = folder / path.relative_to(root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Give a new folder beside `path` that takes its place at the end; on failure nothing is left.
+
+    Args:
+        path: the folder to write; an older one goes when the new one is whole.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            path.rename(aside)
+        temporary.rename(path)
+    except OSError as error:
+        if aside.exists() and not path.exists():
+            aside.rename(path)
+        hint = "Is the folder writable and the disk not full?"
+        raise UserError(f"cannot write {path}: {error.strerror}", hint) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _root(weights: BaseWeights) -> Path:
+    """The folder itself; of a base of the Hub, its place in the cache."""
+    base = weights.base
+    if Path(base.location).is_dir():
+        return Path(base.location)
+    root = base.weight_files(next(iter(weights.places)))[0].parent.parent
+    index = json.loads((root / INDEX).read_text("utf-8"))
+    for part in _named(index):
+        if not (root / part).is_dir():
+            raise UserError(
+                f"the {part} of {base.name} is not on this machine",
+                f"Fetch the base first: hf download {base.name}.",
+            )
+    return root
+
+
+def _other_components(weights: BaseWeights, root: Path) -> list[str]:
+    index = json.loads((root / INDEX).read_text("utf-8"))
+    return [p for p in _named(index) if p not in weights.places and (root / p).is_dir()]
+
+
+def _named(index: dict[str, Any]) -> list[str]:
+    return [name for name, value in index.items() if isinstance(value, list) and value[0]]
+
+
+def _stem(paths: Sequence[Path]) -> str:
+    """What loaders call the file that holds all, without variant and number."""
+    is_diffusers = paths[0].name.startswith("diffusion_pytorch_model")
+    return "diffusion_pytorch_model" if is_diffusers else "model"
+
+
+def _same(weights: BaseWeights, part: str, edit: Edit) -> OutputFile:
+    """A component's file under the names that the base has, spelled as they are there."""
+    names = {place.key: name for name, place in weights.places[part].items()}
+    paths = weights.base.weight_files(part)
+    entries = {place.key: edit.kind(place.entry) for place in weights.places[part].values()}
+    tensor_of = _reader(weights, part, names, edit)
+    metadata = weights.files[part].metadata
+    return OutputFile(f"{part}/{_stem(paths)}.safetensors", entries, tensor_of, metadata)
+
+
+def _renamed(weights: BaseWeights, part: str, edit: Edit) -> OutputFile:
+    """A component's file out of an original checkpoint, under diffusers' names."""
+    entries = {name: edit.kind(place.entry) for name, place in weights.places[part].items()}
+    stem = "model" if CLASSES[part][0] == "transformers" else "diffusion_pytorch_model"
+    tensor_of = _reader(weights, part, {name: name for name in entries}, edit)
+    return OutputFile(f"{part}/{stem}.safetensors", entries, tensor_of, {})
+
+
+def _reader(
+    weights: BaseWeights, part: str, names: dict[str, str], edit: Edit
+) -> Callable[[str], Tensor]:
+    return lambda key: edit(part, names[key], weights.tensor(part, names[key]))

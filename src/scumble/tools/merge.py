@@ -1,0 +1,135 @@
+"""Several adapters into one, or into a base model: deltas are added, never factors."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from scumble import console
+from scumble.errors import UserError
+from scumble.families import FAMILIES, BaseModel, locate
+from scumble.formats import AdapterWeights, ModuleWeights, write_adapter
+from scumble.tools.combine import Method, Part, Recipe
+from scumble.tools.into_adapter import merge_layer
+from scumble.tools.into_base import Target, base_output, merge_into_base
+from scumble.tools.number_formats import cast_adapter, dtype_named
+from scumble.tools.output import output_file
+from scumble.tools.provenance import merged_metadata, tokens_of
+from scumble.tools.report import Kept, Outcome, kept_lines
+from scumble.tools.sources import Source, layers_of, load
+
+Given = Source | tuple[str | Path | AdapterWeights, float] | str | Path | AdapterWeights
+"""An adapter to merge, with or without its strength."""
+
+
+def merge_files(
+    sources: Sequence[Given],
+    output: str | Path,
+    *,
+    base: str | Path | BaseModel | None = None,
+    rank: int | None = None,
+    factors: Mapping[str, float] | None = None,
+    method: Method = "sum",
+    density: float = 0.5,
+    seed: int = 0,
+    dtype: str | None = None,
+    format: str = "peft",
+    allow_other_base: bool = False,
+    partial: bool = False,
+    allow_pickle: bool = False,
+    force: bool = False,
+) -> Outcome:
+    """Merge adapters into one adapter, or into a base model.
+
+    It does what its sources do together: exactly where all are LoRA and no rank is asked for.
+
+    Args:
+        sources: files, folders of runs or weights already read; (source, strength) where it is
+            not to act at 1.0; or a `Source`, which may have factors for parts of the model.
+        output: the adapter file; with a base, one file (.safetensors) or a folder for diffusers.
+        base: merge into this base: a folder, a single file, a Hub id, or "scumble-tiny".
+        rank: of the merged adapter, at most; None keeps everything: the sum of the ranks.
+        factors: of every strength in parts of the model: {"text_encoder": 0.5, "mid_block": 0}.
+        method: "sum", "ties", "dare" or "dare_ties"; all but the first thin changes out.
+        density: share of each change that "ties" and "dare" keep.
+        seed: of what "dare" drops.
+        dtype: "fp32", "fp16" or "bf16"; None is fp32 for an adapter, and as it was for a base.
+        format: of the merged adapter, such as "peft" or "kohya".
+        allow_other_base: merge adapters that were trained on different bases.
+        partial: leave out, and name, what does not fit.
+        allow_pickle: read pickled files too; tensors alone are taken from them.
+        force: replace what is there.
+
+    Raises:
+        UserError: a source cannot be read or does not fit, or the place cannot be written.
+    """
+    recipe = Recipe(method, density, seed)
+    target = _target(output, base, rank, dtype_named(dtype), partial=partial, force=force)
+    given = [_as_source(source) for source in sources]
+    loaded = load(given, factors or {}, partial=partial, allow_pickle=allow_pickle)
+    layers, tokens = layers_of(loaded), tokens_of(loaded)
+    lines = [
+        f"{s.name}: left out: '{k}' {v}" for s in loaded for k, v in s.weights.left_out.items()
+    ]
+    if isinstance(target, Target):
+        lines += merge_into_base(loaded, layers, tokens, recipe, target)
+        return Outcome(target.path, tuple(lines))
+    metadata = merged_metadata(loaded, recipe, allow_other_base=allow_other_base)
+    components, kept = _merged(layers, recipe, rank)
+    merged = cast_adapter(AdapterWeights(components, metadata, tokens), dtype_named(dtype))
+    write_adapter(merged, target, next(iter(FAMILIES.values())).key_names, format)
+    return Outcome(target, (*lines, *kept_lines(kept), *_whole_lines(components)), tuple(kept))
+
+
+def _target(
+    output: str | Path,
+    base: str | Path | BaseModel | None,
+    rank: int | None,
+    dtype: torch.dtype | None,
+    *,
+    partial: bool,
+    force: bool,
+) -> Target | Path:
+    """Where the result goes, before any work is done for it: a base, or an adapter file."""
+    if rank is not None and rank < 1:
+        raise UserError(f"the rank is {rank}", "Give a rank of at least 1.")
+    if base is None:
+        return output_file(output, force=force)
+    if rank is not None:
+        raise UserError("--rank is for a merged adapter, not for a base", "Leave one of them away.")
+    found = base if isinstance(base, BaseModel) else locate(str(base))
+    return Target(found, base_output(output, found, force=force), dtype, partial, force)
+
+
+def _as_source(given: Given) -> Source:
+    if isinstance(given, Source):
+        return given
+    return Source(*given) if isinstance(given, tuple) else Source(given)
+
+
+def _merged(
+    layers: Mapping[tuple[str, str], Sequence[Part]], recipe: Recipe, rank: int | None
+) -> tuple[dict[str, dict[str, ModuleWeights]], list[Kept]]:
+    components: dict[str, dict[str, ModuleWeights]] = {}
+    kept = []
+    with console.progress(len(layers), "merging", unit="layer") as bar:
+        for (component, module), parts in layers.items():
+            merged = merge_layer((component, module), parts, recipe, rank)
+            components.setdefault(component, {})[module] = merged.entry
+            kept += [] if merged.kept is None else [merged.kept]
+            bar.update()
+    return components, kept
+
+
+def _whole_lines(components: Mapping[str, Mapping[str, ModuleWeights]]) -> list[str]:
+    """Say which layers stay whole differences, which are as large as the base's own weights."""
+    whole = [
+        f"{component}.{module}"
+        for component, modules in components.items()
+        for module, entry in modules.items()
+        if entry.type == "difference"
+    ]
+    if not whole:
+        return []
+    others = f" and {len(whole) - 1} more" if len(whole) > 1 else ""
+    return [f"kept as a whole difference: {whole[0]}{others}"]
