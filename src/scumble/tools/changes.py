@@ -31,7 +31,6 @@ def norm_of(entry: ModuleWeights) -> float | None:
     return None if parts is None else _length(*parts)
 
 
-@torch.no_grad()
 def change_of(entry: ModuleWeights) -> tuple[Tensor, Tensor | None] | None:
     """The change at strength 1: of the weight as a matrix in fp32, and of the bias, if any.
 
@@ -45,24 +44,29 @@ def change_of(entry: ModuleWeights) -> tuple[Tensor, Tensor | None] | None:
     if ADAPTERS[entry.type].needs_weight or shape is None:
         return None
     adapter = adapter_of(entry, shape)
-    return adapter.delta().reshape(shape[0], -1), adapter.bias_delta()
+    bias = adapter.bias_delta()
+    return adapter.delta().detach().reshape(shape[0], -1), None if bias is None else bias.detach()
 
 
 def distance(first: ModuleWeights, second: ModuleWeights) -> float | None:
     """How far apart two changes of one layer are: ||A - B|| / ||A||, in Frobenius norms.
 
+    Where only the base's weight would tell the changes, their tensors are compared instead.
+
     Returns:
-        0 where all bits agree; infinity where the first changes nothing, or the layers are of
-        different shapes; None where only the base's weight would tell.
+        0 where all numbers agree; infinity where the first changes nothing, or the layers are of
+        different shapes; None where neither changes nor tensors can be compared.
 
     Raises:
         UserError: the tensors of one do not go together.
     """
-    if are_equal(first, second):
+    if are_alike(first, second) and all(map(torch.equal, *_numbers(first, second))):
         return 0.0
     ours, theirs = change_of(first), change_of(second)
     if ours is None or theirs is None:
-        return None
+        if not are_alike(first, second):
+            return None
+        ours, theirs = ((torch.cat(numbers), None) for numbers in _numbers(first, second))
     if ours[0].shape != theirs[0].shape:
         return math.inf
     apart = _length(ours[0] - theirs[0], _difference(ours[1], theirs[1]))
@@ -70,21 +74,22 @@ def distance(first: ModuleWeights, second: ModuleWeights) -> float | None:
     return 0.0 if apart == 0 else apart / size if size else math.inf
 
 
-def are_equal(first: ModuleWeights, second: ModuleWeights) -> bool:
-    """Whether type, scale and every number agree; number formats may differ."""
+def are_alike(first: ModuleWeights, second: ModuleWeights) -> bool:
+    """Whether two adapters are equal but for the numbers in their tensors, and those in dtype."""
     return (
         first.type == second.type
         and first.alpha * second.rank == second.alpha * first.rank
         and first.tensors.keys() == second.tensors.keys()
-        and all(_same(tensor, second.tensors[name]) for name, tensor in first.tensors.items())
+        and all(t.numel() == second.tensors[name].numel() for name, t in first.tensors.items())
     )
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
-    # A 1x1 convolution and a Linear hold the same matrix.
-    return first.numel() == second.numel() and torch.equal(
-        first.double().flatten(), second.double().flatten()
-    )
+def _numbers(*entries: ModuleWeights) -> list[list[Tensor]]:
+    """The numbers of each adapter's tensors, in the order of the first; shapes do not matter.
+
+    A 1x1 convolution and a Linear hold the same matrix.
+    """
+    return [[entry.tensors[n].double().flatten() for n in entries[0].tensors] for entry in entries]
 
 
 def _difference(first: Tensor | None, second: Tensor | None) -> Tensor | None:

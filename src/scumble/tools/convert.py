@@ -15,7 +15,7 @@ from scumble.formats.weights import AdapterWeights, LearnedToken, ModuleWeights
 from scumble.tools.output import output_file, refuse_existing
 from scumble.tools.reading import DTYPES, Opened, dtype_name, open_adapter
 from scumble.tools.report import Outcome
-from scumble.tools.table import size
+from scumble.tools.table import counted, size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,7 +68,7 @@ def convert_adapter(
     if dtype is not None:
         weights, vanished = _cast(weights, DTYPES[dtype])
         if vanished:
-            lines.append(f"{vanished:,} numbers were too small for {dtype} and are 0 now")
+            lines.append(f"{counted(vanished, 'number')} too small for {dtype}: now 0")
     if trigger is not None:
         weights = replace(weights, metadata=weights.metadata | {"trigger_phrase": trigger})
     lines += [f"left out: '{key}' {reason}" for key, reason in weights.left_out.items()]
@@ -125,7 +125,7 @@ def _cast(weights: AdapterWeights, dtype: torch.dtype) -> tuple[AdapterWeights, 
         name, others = next(iter(too_large)), len(too_large) - 1
         places = f"'{name}'" + (f" and {others} more" if others else "")
         raise UserError(
-            f"{sum(too_large.values()):,} numbers are too large for {dtype_name(dtype)}, "
+            f"{counted(sum(too_large.values()), 'number')} too large for {dtype_name(dtype)}, "
             f"in {places}",
             f"Its limit is {torch.finfo(dtype).max:g}. fp32 and bf16 reach further.",
         )
@@ -166,7 +166,7 @@ def _named_tensors(weights: AdapterWeights) -> Iterator[tuple[str, Tensor]]:
 def _summary(opened: Opened, weights: AdapterWeights, target: Path, format: str) -> str:
     layers = sum(map(len, weights.components.values()))
     counts = {"layer": layers, "learned word": len(weights.tokens)}
-    held = " and ".join(f"{n} {kind}{'' if n == 1 else 's'}" for kind, n in counts.items() if n)
+    held = " and ".join(counted(count, kind) for kind, count in counts.items() if count)
     return (
         f"read {opened.file} ({opened.format}, {_kind(opened.weights, opened.file)}), "
         f"wrote {target} ({format}, {_kind(weights, target)}): {held}"

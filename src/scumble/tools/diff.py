@@ -12,7 +12,7 @@ from scumble import console
 from scumble.adapters import ADAPTERS
 from scumble.errors import UserError
 from scumble.formats.weights import AdapterWeights, ModuleWeights
-from scumble.tools.changes import are_equal, distance
+from scumble.tools.changes import distance
 from scumble.tools.reading import Opened, dtype_name, open_adapter
 
 Side = Literal["first", "second"]
@@ -28,7 +28,8 @@ class ModuleDifference:
         only_in: the file that alone has it; None where both do.
         changed: "type", "rank", "alpha", "dtype" or "shape" -> what it is in either file.
         distance: of the two changes, ||A - B|| / ||A||; infinity where A changes nothing; None
-            where only one file has the layer, or only the base's weight would tell.
+            where only one file has the layer, or only the base's weight would tell. Of two alike
+            types that need the base, the same of their tensors.
         is_equal: whether both do the same, as far as the tolerance goes.
     """
 
@@ -169,7 +170,7 @@ def _module(
         apart = distance(a, b)
     except UserError as error:
         raise UserError(f"'{'.'.join(place)}': {error.message}", error.hint) from error
-    is_equal = are_equal(a, b) if apart is None else apart <= tolerance
+    is_equal = apart is not None and apart <= tolerance
     changed = _changed(_described(a), _described(b))
     return ModuleDifference(*place, None, changed, apart, is_equal)
 

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from scumble.tools.table import number, page, pairs, section, table
+from scumble.tools.table import counted, number, page, pairs, section, table
 
 if TYPE_CHECKING:
     from scumble.tools.diff import Difference, ModuleDifference
@@ -46,7 +46,7 @@ def _verdict(found: "Difference") -> str:
         "learned word": [entry.is_equal for entry in found.tokens],
     }
     parts = [
-        f"{equal.count(False)} of {len(equal)} {kind}{'' if len(equal) == 1 else 's'}"
+        f"{equal.count(False)} of {counted(len(equal), kind)}"
         for kind, equal in counts.items()
         if not all(equal)
     ]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from scumble.tools.table import number, page, pairs, section, size, spread, table
+from scumble.tools.table import counted, number, page, pairs, section, size, spread, table
 
 if TYPE_CHECKING:
     from scumble.tools.inspect import InspectedModule, Inspection
@@ -44,12 +44,13 @@ def render(found: "Inspection", *, every_module: bool) -> str:
 def _head(found: "Inspection") -> dict[str, str]:
     notes = found.notes
     version = found.version or found.family
+    words = notes.trigger_words or tuple(dict.fromkeys(t.token for t in found.tokens))
     width = f" (text width {found.text_width})" if found.text_width else ""
     return {
-        "format": f"{found.format}, {size(found.bytes)}, {found.tensors:,} tensors",
+        "format": f"{found.format}, {size(found.bytes)}, {counted(found.tensors, 'tensor')}",
         "for": version + width,
         "base model": notes.base_model or "the file does not say",
-        "trigger words": " | ".join(notes.trigger_words) or "the file does not say",
+        "trigger words": " | ".join(words) or "the file does not say",
         **found.hashes,
     }
 
@@ -98,7 +99,7 @@ def _norms(modules: "list[InspectedModule]") -> str:
     return page(
         section("changes by block (Frobenius norm)", by_block),
         section("strongest layers", table(("norm ", "layer"), top) if top else ""),
-        f"{missing} layers have no norm of their own: their change depends on the base model."
+        f"{counted(missing, 'layer')} without a norm: the change depends on the base model."
         if missing
         else "",
     )

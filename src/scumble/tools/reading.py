@@ -9,6 +9,7 @@ from scumble.errors import UserError
 from scumble.families import FAMILIES, Family
 from scumble.formats.container import Content, read_content
 from scumble.formats.files import adapter_file, format_of, read_adapter
+from scumble.formats.origins import likely_origin
 from scumble.formats.weights import AdapterWeights
 
 DTYPES = {
@@ -25,6 +26,7 @@ MODELS = {
     "controlnet_cond_embedding.": "a ControlNet",
     "conv_norm_out.": "the denoiser of a base model",
     "text_model.embeddings.": "the text encoder of a base model",
+    "embeddings.token_embedding.": "the text encoder of a base model",
     "encoder.mid_block.": "the VAE of a base model",
     "encoder.mid.": "the VAE of a base model",
     "first_stage_model.": "the VAE of a base model",
@@ -61,9 +63,11 @@ def open_adapter(
     file = adapter_file(path, allow_pickle=allow_pickle)
     content = read_content(file, outline=True, allow_pickle=allow_pickle)
     _refuse_models(file, content)
-    weights = read_adapter(
-        file, family.key_names, allow_pickle=allow_pickle, partial=partial, outline=outline
-    )
+    options = {"allow_pickle": allow_pickle, "partial": partial, "outline": outline}
+    try:
+        weights = read_adapter(file, family.key_names, **options)
+    except UserError as error:
+        raise _with_origin(error, content) from error
     return Opened(file, family, format_of(content, family.key_names), content, weights)
 
 
@@ -81,3 +85,11 @@ def _refuse_models(file: Path, content: Content) -> None:
                 if kind.startswith("a whole")
                 else "Adapters lie in files or folders of their own.",
             )
+
+
+def _with_origin(error: UserError, content: Content) -> UserError:
+    """An error with what the file looks like, where it does not say so itself."""
+    origin = next((what for key in content.tensors if (what := likely_origin(key))), "")
+    if not origin or origin in error.message:
+        return error
+    return UserError(f"{error.message}: it looks like {origin}", error.hint)

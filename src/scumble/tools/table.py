@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 
 WIDTH = 100
 GAP = "  "
@@ -25,20 +26,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def pairs(items: Mapping[str, str], width: int = 0) -> str:
-    """Names with what belongs to them behind, long values wrapped.
-
-    Args:
-        items: name -> value.
-        width: of the names; as wide as the longest if not given.
-    """
-    width = width or max(map(len, items), default=0)
+def pairs(items: Mapping[str, str]) -> str:
+    """Names with what belongs to them behind; long values are wrapped, long names stand alone."""
+    width = max((len(name) for name in items if len(name) <= WIDTH // 3), default=0)
+    room = WIDTH - width - 2 * len(GAP)  # of which one for a section that it may stand in
     lines = []
     for name, value in items.items():
-        parts = textwrap.wrap(value, WIDTH - width - len(GAP)) or [""]
-        first, *more = [part for part in parts]
-        lines.append(f"{name.ljust(width)}{GAP}{first}".rstrip())
-        lines += [" " * width + GAP + part for part in more]
+        parts = textwrap.wrap(value, room) or [""]
+        if len(name) > width:
+            lines.append(name)
+            name = ""
+        lines += [
+            f"{label.ljust(width)}{GAP}{part}".rstrip()
+            for label, part in zip_longest([name], parts, fillvalue="")
+        ]
     return "\n".join(lines)
 
 
@@ -58,6 +59,11 @@ def size(nbytes: int) -> str:
         if nbytes >= scale:
             return f"{nbytes / scale:.1f} {unit}"
     return f"{nbytes} B"
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun in the right number."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def number(value: float) -> str:
