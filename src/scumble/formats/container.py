@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scumble.errors import UserError
+from scumble.formats import streaming
 from scumble.formats.pickled import is_pickled, read_pickled, refusal
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -86,7 +87,7 @@ def _read_safetensors(path: Path, outline: bool) -> tuple[dict[str, Tensor], dic
                 header = json.loads(raw.read(length), object_pairs_hook=_once)
                 header.pop("__metadata__", None)
                 for key, about in header.items():
-                    shape, dtype = about["shape"], _TORCH_DTYPES.get(about["dtype"])
+                    shape, dtype = about["shape"], streaming.DTYPES.get(about["dtype"])
                     if dtype is None:
                         raise UserError(
                             f"{path}: '{key}' holds {about['dtype']}, which is not read"
@@ -109,22 +110,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"'{name}' stands in it twice")
         found[name] = value
     return found
-
-
-_TORCH_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 def container_bytes(content: Content) -> bytes:

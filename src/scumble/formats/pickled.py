@@ -30,10 +30,21 @@ ZIPPED = b"PK\x03\x04"
 
 
 def is_pickled(path: Path) -> bool:
-    """Whether a file is a pickle, by its first bytes; those of safetensors have a { after eight."""
-    with path.open("rb") as file:
-        head = file.read(9)
+    """Whether a file is a pickle, by its first bytes; those of safetensors have a { after eight.
+
+    Raises:
+        UserError: the file cannot be opened.
+    """
+    head = _head(path)
     return head.startswith((ZIPPED, b"\x80")) and head[8:] != b"{"
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(9)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def refusal(path: Path) -> UserError:
@@ -83,7 +94,7 @@ def _check_size(path: Path) -> None:
     if size > MAX_BYTES:
         raise UserError(f"{path} is too big for a pickled adapter: limit {MAX_BYTES} bytes")
     program = size
-    if _is_zipped(path):
+    if _head(path).startswith(ZIPPED):
         entries = _entries(path)
         # torch.save never compresses: what is there takes as much room on the disk.
         if (
@@ -97,11 +108,6 @@ def _check_size(path: Path) -> None:
             f"{path}: {program} bytes of it may be a program; the limit is {MAX_PROGRAM}",
             "Get it as .safetensors.",
         )
-
-
-def _is_zipped(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(ZIPPED)) == ZIPPED
 
 
 def _entries(path: Path) -> list[zipfile.ZipInfo]:
