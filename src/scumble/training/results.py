@@ -1,6 +1,7 @@
 """What a run leaves behind: adapter, sample pictures, loss curve, model card."""
 
 import io
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +16,11 @@ from scumble.families.fingerprint import FINGERPRINT, fingerprint
 from scumble.formats import AdapterWeights, write_adapter
 from scumble.formats.container import write_atomically
 from scumble.formats.files import BUNDLE_NAME, EMBEDS_NAME, WEIGHT_NAME
+from scumble.formats.training_facts import TRAINING
 from scumble.formats.weights import LearnedToken, module_weights
 from scumble.hub.card import CardFacts, render_card
 from scumble.training.curve import loss_curve
+from scumble.training.facts import training_facts
 from scumble.training.record import MODEL_NAME, versions
 from scumble.training.taught import Taught
 from scumble.training.validation import draw_before_after, sample_prompts, whole_pipeline
@@ -40,8 +43,8 @@ class TrainResult:
     steps: int
 
 
-def adapter_weights(workshop: Workshop, taught: Taught) -> AdapterWeights:
-    """Take what has been taught off the live model, in the form that files hold."""
+def adapter_weights(workshop: Workshop, taught: Taught, steps: int) -> AdapterWeights:
+    """Take what `steps` steps have taught off the live model, in the form that files hold."""
     config = workshop.config
     components = {
         component: module_weights(adapters, config.adapter_type)
@@ -55,7 +58,8 @@ def adapter_weights(workshop: Workshop, taught: Taught) -> AdapterWeights:
         for word in sorted(words)
     }
     base = workshop.components.base
-    metadata = {"base_model": base.public_name}
+    facts = json.dumps(training_facts(workshop, steps), sort_keys=True, ensure_ascii=False)
+    metadata = {"base_model": base.public_name, TRAINING: facts}
     mark = fingerprint(base, workshop.family.components[0])
     if mark is not None:
         metadata[FINGERPRINT] = mark
@@ -67,7 +71,7 @@ def adapter_weights(workshop: Workshop, taught: Taught) -> AdapterWeights:
     return AdapterWeights(components, metadata, tokens)
 
 
-def save_learnt(workshop: Workshop, taught: Taught, folder: Path) -> Path | None:
+def save_learnt(workshop: Workshop, taught: Taught, steps: int, folder: Path) -> Path | None:
     """Write what has been taught so far into a folder, each file verified after writing.
 
     Adapters and words go into one file that says everything of itself, and apart from each other
@@ -79,7 +83,7 @@ def save_learnt(workshop: Workshop, taught: Taught, folder: Path) -> Path | None
     names = workshop.family.key_names
     if taught.models:
         return None
-    weights = adapter_weights(workshop, taught)
+    weights = adapter_weights(workshop, taught, steps)
     plain = replace(weights, tokens={})
     if weights.tokens:
         embeds = replace(weights, components={})

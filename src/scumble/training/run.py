@@ -36,7 +36,7 @@ from scumble.training.taught import together
 from scumble.training.texts import EncodedTexts, LiveTexts, Texts, report_long
 from scumble.training.trackers import start_trackers
 from scumble.training.words import check_words, new_words
-from scumble.training.workshop import Workshop, targets
+from scumble.training.workshop import Workshop, adapter_maker, targets
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -107,7 +107,8 @@ def open_workshop(config: TrainConfig, runtime: Runtime) -> Workshop:
     objective = family.objective(base).to(runtime.device)
     check_attention(config)
     if config.teaches_adapters:
-        targets(config, family)  # a malformed one is said before the long work
+        adapter_maker(config)  # what is wrong with these is said before the long work
+        targets(config, family)
     components = Components(base)
     if config.encodes_in_every_step:
         _load(family, components, list(text_encoders(family)), runtime, runtime.dtype)
@@ -259,7 +260,7 @@ def _finish(workshop: Workshop, sitting: Sitting) -> TrainResult:
     last = sitting.losses[-20:] or [float("nan")]
     result = folder
     if workshop.runtime.is_main:
-        result = results.save_learnt(workshop, taught, folder) or results.save_model(
+        result = results.save_learnt(workshop, taught, sitting.done, folder) or results.save_model(
             workshop, folder
         )
         record.facts |= {

@@ -211,7 +211,7 @@ class Sitting:
         with average.applied(), self._at_rest():
             self.writer.write(
                 self.done,
-                lambda folder: results.save_learnt(self.workshop, self.taught, folder),
+                lambda folder: results.save_learnt(self.workshop, self.taught, self.done, folder),
                 state,
                 name,
             )
