@@ -129,6 +129,20 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
             ({"initializer_token": None}, "the new word needs a word to start from"),
         )
     ),
+    *(
+        ("text_to_image", {"decompose_factor": factor}, "--decompose_factor must be -1 or at least")
+        for factor in (0, -2)
+    ),
+    (
+        "text_to_image",
+        {"adapter_type": "lokr", "adapter_init": "pissa"},
+        "--adapter_init pissa has no meaning for --adapter_type lokr",
+    ),
+    (
+        "text_to_image",
+        {"adapter_init": "pissa", "lora_plus_ratio": 8.0},
+        "--lora_plus_ratio has no effect with --adapter_init pissa",
+    ),
     ("text_to_image", {"hub_model_id": "a/b"}, "--hub_model_id has no effect without"),
     ("text_to_image", {"push_to_hub": True}, "--push_to_hub is not available yet"),
 ]
@@ -157,6 +171,9 @@ HARMLESS: list[tuple[str, dict[str, Any]]] = [
     ("textual_inversion", {"learnable_property": "style"}),
     ("textual_inversion", {"adam_weight_decay": 0.1, "row_norm_pull": 0.0}),
     ("textual_inversion", {"instance_prompt": "a <pip>"}),
+    ("text_to_image", {"adapter_type": "lokr", "decompose_factor": 8}),
+    ("text_to_image", {"adapter_init": "pissa"}),
+    ("text_to_image", {"lora_plus_ratio": 8.0}),
     ("full", {"mixed_precision": "bf16"}),  # the machine decides what that means
     ("text_to_image", {"mixed_precision": "bf16"}),
 ]

@@ -29,7 +29,8 @@ class Decomposed(Adapter):
 
     magnitude: Tensor
     inner: ClassVar[type[Adapter]]
-    """The other type, which the class inherits from as well."""
+    """The other type, which the class inherits from as well. Its `branch` may not go through
+    `self.delta`, which is the one below."""
     needs_weight: ClassVar[bool] = True
 
     def shapes(self, like: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:

@@ -72,6 +72,9 @@ class LoHa(Adapter):
 
     def delta(self, weight: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The change of the weight: fp32, of the layer's weight shape."""
+        return self._multiplied()
+
+    def _multiplied(self) -> Tensor:
         t1, t2 = getattr(self, "t1", None), getattr(self, "t2", None)
         parts = (self.w1_a, self.w1_b, t1, self.w2_a, self.w2_b, t2)
         # Else both products, each as large as the weight, would be kept for the way back.
@@ -85,7 +88,7 @@ class LoHa(Adapter):
 
     def branch(self, x: Tensor, y: Tensor, layer: nn.Module) -> Tensor:  # noqa: ARG002
         """The change of the output, by the whole change of the weight in the dtype of `x`."""
-        return self.layer.apply(x, self.delta().to(x.dtype))
+        return self.layer.apply(x, self._multiplied().to(x.dtype))
 
     @classmethod
     def rank_of(cls, tensors: Mapping[str, Tensor]) -> int:

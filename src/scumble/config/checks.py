@@ -132,6 +132,7 @@ def check_together(config: "TrainConfig") -> None:
 def _contradictions(config: "TrainConfig") -> Iterator[tuple[str, str]]:
     yield from _sources(config)
     yield from _idle(config)
+    yield from _adapters(config)
     if "class_prompt" in _own(config):
         yield from _prior(config)
     if config.placeholder_token is None and "placeholder_token" in _own(config):
@@ -190,6 +191,21 @@ NEEDS = (
     ("text_encoder_target_modules", "train_text_encoder"),
 )
 """(option, the option without which it does nothing)."""
+
+
+def _adapters(config: "TrainConfig") -> Iterator[tuple[str, str]]:
+    if config.decompose_factor != -1 and config.decompose_factor < 1:
+        yield f"--decompose_factor must be -1 or at least 1, not {config.decompose_factor}", ""
+    if config.adapter_init == "pissa" and config.adapter_type != "lora":
+        yield (
+            f"--adapter_init pissa has no meaning for --adapter_type {config.adapter_type}",
+            "It belongs to: lora.",
+        )
+    if config.adapter_init == "pissa" and config.lora_plus_ratio != 1:
+        yield (
+            "--lora_plus_ratio has no effect with --adapter_init pissa: nothing starts from zero",
+            "Leave one of them away.",
+        )
 
 
 def _idle(config: "TrainConfig") -> Iterator[tuple[str, str]]:

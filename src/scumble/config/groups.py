@@ -93,16 +93,27 @@ class AdapterFields:
     """Adapter"""
 
     adapter_type: str = "lora"
-    """Kind of adapter."""
+    """Kind of adapter. lora: read by every program, the cheapest; start here. dora: LoRA with a
+    length for each output, often better at small ranks, half as much slower. loha: rank squared in
+    a file as small, for broad styles. lokr: the smallest files, well behaved at high learning
+    rates."""
     rank: int | None = None
     """Width of the low-rank matrices: 4, or 16 for pivotal tuning. 4 to 8 for a style, 16 to 32
     for fine detail; the file grows with it."""
     alpha: float | None = None
     """The change is scaled by alpha / rank; equal to the rank if not given, so that the scale is
     1."""
-    adapter_init: Literal["gaussian", "kaiming"] = "gaussian"
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead (rsLoRA, arXiv:2312.03732), so that a high rank learns as
+    fast as a low one. Give an --alpha then: the rank itself would make it very fast."""
+    adapter_init: Literal["gaussian", "kaiming", "pissa"] = "gaussian"
     """Start values: gaussian as in diffusers; kaiming as in PEFT and kohya, which moves several
-    times slower at the same learning rate."""
+    times slower at the same learning rate; pissa from the largest parts of the frozen weights
+    (arXiv:2404.02948), which learns faster and doubles the rank in the file. For lora and dora;
+    pissa for lora alone."""
+    decompose_factor: int = -1
+    """Of lokr: the longest edge of its small factor, such as 8; a larger one makes smaller files.
+    -1 divides as evenly as possible."""
     lora_dropout: float = 0.0
     """Share of an adapter's inputs that are switched off in each step; up to 0.1 helps against
     overfitting."""

@@ -1,7 +1,7 @@
 """Which parameters learn how fast: by component, by layer, by kind. All rates are decided here."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -48,7 +48,7 @@ def adapter_groups(
     rates = [_parse_rate(text) for text in config.layer_learning_rates]
     _require_matches(rates, (path for adapters in sets.values() for path in adapters.layers))
     main = given(config.learning_rate)
-    grouped: dict[tuple[str, float], dict[str, nn.Parameter]] = defaultdict(dict)
+    grouped: dict[tuple[str, float, float], dict[str, nn.Parameter]] = defaultdict(dict)
     for component, adapters in sets.items():
         usual = main if component == denoiser else config.text_encoder_lr or main / 2
         for path, adapter in adapters.adapters.items():
@@ -57,17 +57,20 @@ def adapter_groups(
                 rate = value if matches(path, pattern) else rate
             for name, parameter in adapter.named_parameters():
                 ratio = config.lora_plus_ratio if name in adapter.from_zero else 1.0
-                grouped[component, rate * ratio][f"{component}.{path}.{name}"] = parameter
-    several = {component for component, _ in grouped if _count(grouped, component) > 1}
+                decay = 0.0 if name in adapter.from_weight else config.adam_weight_decay
+                grouped[component, rate * ratio, decay][f"{component}.{path}.{name}"] = parameter
     return [
-        ParameterGroup(
-            f"{component} at {rate:g}" if component in several else component,
-            parameters,
-            rate,
-            config.adam_weight_decay,
-        )
-        for (component, rate), parameters in grouped.items()
+        ParameterGroup(_name(key, grouped), parameters, *key[1:])
+        for key, parameters in grouped.items()
     ]
+
+
+def _name(key: tuple[str, float, float], keys: Collection[tuple[str, float, float]]) -> str:
+    """The component, and whatever its groups differ in."""
+    component, rate, decay = key
+    rates, decays = ({other[i] for other in keys if other[0] == component} for i in (1, 2))
+    named = component if len(decays) == 1 or decay else f"{component} without decay"
+    return f"{named} at {rate:g}" if len(rates) > 1 else named
 
 
 def row_groups(
@@ -102,10 +105,6 @@ def model_group(name: str, model: nn.Module, config: TrainConfig) -> ParameterGr
     """A whole model, at one rate."""
     parameters = {f"{name}.{path}": parameter for path, parameter in model.named_parameters()}
     return ParameterGroup(name, parameters, given(config.learning_rate), config.adam_weight_decay)
-
-
-def _count(grouped: Mapping[tuple[str, float], object], component: str) -> int:
-    return sum(1 for name, _ in grouped if name == component)
 
 
 def _parse_rate(text: str) -> tuple[str, float]:

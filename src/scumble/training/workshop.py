@@ -1,10 +1,14 @@
 """Workshop: what every training method builds its phases from."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
-from scumble.adapters import ADAPTERS
+import torch
+
+from scumble.adapters import ADAPTERS, Adapter, LayerSpec
 from scumble.adapters.inject import AdapterSet, Target, inject
+from scumble.adapters.pissa import PiSSA
 from scumble.config import TrainConfig, given
 from scumble.data.buckets import BatchPlan
 from scumble.diffusion.objectives import DiscreteObjective
@@ -71,15 +75,43 @@ class Workshop:
         return DenoisingLoss(self.denoising, draws)
 
 
+def adapter_maker(config: TrainConfig) -> Callable[[LayerSpec, int, float], Adapter]:
+    """Choose what makes the adapters of a run.
+
+    Raises:
+        UserError: an adapter type that cannot be trained, or an option that it does not know.
+    """
+    name = config.adapter_type
+    trainable = [name for name, kind in ADAPTERS.items() if kind.is_trainable]
+    if name not in ADAPTERS:
+        raise UserError(f"unknown --adapter_type '{name}'", f"Known: {', '.join(trainable)}.")
+    kind = ADAPTERS[name]
+    if not kind.is_trainable:
+        raise UserError(
+            f"--adapter_type {name}: files of it are read, merged and drawn with, not trained",
+            f"These can be trained: {', '.join(trainable)}.",
+        )
+    special = set().union(*(ADAPTERS[other].options for other in trainable))
+    for option in sorted(config.changed().keys() & special - kind.options):
+        having = [other for other in trainable if option in ADAPTERS[other].options]
+        raise UserError(
+            f"--{option} has no meaning for --adapter_type {name}",
+            f"It belongs to: {', '.join(having)}.",
+        )
+    if config.adapter_init == "pissa":
+        return PiSSA
+    if "decompose_factor" not in kind.options:
+        return kind
+    make: Callable[..., Adapter] = kind
+    return partial(make, decompose_factor=config.decompose_factor)
+
+
 def targets(config: TrainConfig, family: Family) -> dict[str, list[Target]]:
     """Component name -> its layers to adapt: the configured ones, or the family's own choice.
 
     Raises:
-        UserError: a malformed target or an unknown adapter type.
+        UserError: a malformed target.
     """
-    if config.adapter_type not in ADAPTERS:
-        known = ", ".join(ADAPTERS)
-        raise UserError(f"unknown --adapter_type '{config.adapter_type}'", f"Known: {known}.")
     denoiser = family.components[0]
     chosen = {denoiser: _parse(config, config.target_modules, family, denoiser, given(config.rank))}
     if config.train_text_encoder:
@@ -94,7 +126,14 @@ def _parse(
     config: TrainConfig, patterns: tuple[str, ...], family: Family, component: str, rank: int
 ) -> list[Target]:
     patterns = patterns or tuple(family.default_targets[component])
-    return [Target.parse(pattern, rank, config.alpha) for pattern in patterns]
+    parsed = [Target.parse(pattern, rank, config.alpha) for pattern in patterns]
+    if not config.use_rslora:
+        return parsed
+    # Rounded as files may hold it: alpha / rank is then alpha / sqrt(rank) in every program.
+    return [
+        replace(target, alpha=torch.tensor(target.alpha * target.rank**0.5).item())
+        for target in parsed
+    ]
 
 
 def fresh_adapters(workshop: Workshop) -> Mapping[str, AdapterSet]:
@@ -108,7 +147,7 @@ def fresh_adapters(workshop: Workshop) -> Mapping[str, AdapterSet]:
         component: inject(
             workshop.components[component],
             ADAPTER_NAME,
-            ADAPTERS[config.adapter_type],
+            adapter_maker(config),
             wanted,
             init=config.adapter_init,
             seed=config.seed,
