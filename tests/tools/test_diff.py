@@ -163,13 +163,14 @@ def test_learned_words_are_compared_number_by_number(diff: Callable, tmp_path: P
 def test_metadata_alone_changes_nothing_that_a_file_does(
     diff: Callable, first: Path, tmp_path: Path
 ) -> None:
-    other = replace(sample(), metadata={"base_model": "other/base", "note": "n" * 60})
+    other = replace(sample(), metadata={"base_model": "other/" + "n" * 60, "note": "ü"})
     code, page, _ = diff(first, saved(other, tmp_path / "second.safetensors"))
     assert code == 0
     lines = [" ".join(line.split()) for line in page.splitlines()]
-    assert "base_model some/base other/base" in lines
-    assert "trigger_phrase a photo of <thing> -" in lines
-    assert f"note - {'n' * 27}..." in lines
+    assert f"base_model some/base other/{'n' * 21}..." in lines
+    assert "only in first trigger_phrase" in lines
+    assert "only in second lora_adapter_metadata" not in lines
+    assert "only in second note" in lines
 
 
 def test_json_is_one_object_with_the_keys_that_are_promised(

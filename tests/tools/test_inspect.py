@@ -23,6 +23,8 @@ KOHYA = {
     "ss_network_dim": "4",
     "ss_learning_rate": "0.0001",
     "ss_unet_lr": "None",
+    "ss_noise_offset": "0.0",
+    "ss_seed": "0",
     "ss_training_started_at": "1676000000.12",
     "ss_tag_frequency": json.dumps({"10_my": {"solo": 18, "1girl": 20}, "1_b": {"solo": 4}}),
     "ss_dataset_dirs": json.dumps({"10_my": {"n_repeats": 10, "img_count": 20}}),
@@ -87,7 +89,9 @@ def test_what_kohyas_metadata_says_is_shown_and_none_is_not(
     assert "learning_rate 0.0001" in lines
     assert "10_my 20 pictures, repeats 10" in lines
     assert "tags solo 22, 1girl 20" in lines
+    assert "seed 0" in lines
     assert "unet_lr" not in page
+    assert "noise_offset" not in page
 
 
 def test_keys_that_fit_nothing_are_listed_with_the_reason(

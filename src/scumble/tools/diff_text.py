@@ -112,14 +112,21 @@ def _tokens(found: "Difference") -> str:
 
 
 def _metadata(found: "Difference") -> str:
-    rows = [(key, _short(a), _short(b)) for key, (a, b) in found.metadata.items()]
-    body = table(("", "first", "second"), rows) if rows else ""
-    return section("metadata", body)
+    both = [(key, a, b) for key, (a, b) in found.metadata.items() if None not in (a, b)]
+    rows = [(key, _short(a or ""), _short(b or "")) for key, a, b in both]
+    alone = {
+        "only in first": ", ".join(key for key, (_, b) in found.metadata.items() if b is None),
+        "only in second": ", ".join(key for key, (a, _) in found.metadata.items() if a is None),
+    }
+    return page(
+        section("metadata", table(("", "first", "second"), rows) if rows else ""),
+        section(
+            "metadata of one file", pairs({side: keys for side, keys in alone.items() if keys})
+        ),
+    )
 
 
-def _short(text: str | None) -> str:
-    if text is None:
-        return "-"
+def _short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= SHORT else f"{line[: SHORT - 3]}..."
 

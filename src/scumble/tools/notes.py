@@ -35,6 +35,9 @@ SAID_OTHERWISE = {
 }
 """Setting -> metadata key, for what our own `training` entry does not hold."""
 
+OFF = ("False", "0", "0.0")
+"""Values of settings that were not used."""
+
 DATES = ("started_at", "finished_at")
 
 
@@ -45,7 +48,7 @@ class Notes:
     Args:
         base_model: that it was trained on.
         trigger_words: phrases that call what it learned.
-        training: setting -> value.
+        training: setting -> value; what was off or not set is left out.
         folders: of training pictures -> what is in each.
         tags: the most frequent parts of captions -> how many captions have them.
     """
@@ -88,7 +91,8 @@ def _training(facts: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str
     known.pop("buckets", None)
     for name in DATES:
         known[name] = _day(known.get(name))
-    return {name: str(value) for name, value in known.items() if _says(value)}
+    told = {name: str(value) for name, value in known.items() if _says(value)}
+    return {name: value for name, value in told.items() if value not in OFF or name == "seed"}
 
 
 def _folders(folders: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
