@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from sample_files import TO_K, TO_Q, lora, sample, saved
 
 import scumble
 from scumble.cli.main import run
-from scumble.formats import AdapterWeights, ModuleWeights
+from scumble.config.tools import ConvertFields
+from scumble.formats import FORMATS, AdapterWeights, ModuleWeights
 
 
 @pytest.fixture
@@ -213,3 +215,19 @@ def test_equal_input_gives_equal_bytes(file: Path, tmp_path: Path) -> None:
     for source, path in zip((file, again), paths, strict=True):
         scumble.convert_adapter(source, path, "kohya", dtype="fp16")
     assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_the_command_offers_every_format() -> None:
+    assert set(get_args(get_type_hints(ConvertFields)["format"])) == FORMATS.keys()
+
+
+@pytest.mark.parametrize("format", ["attn_procs", "kohya", "peft"])
+def test_formats_of_layers_do_exactly_the_same(format: str, out: Path, tmp_path: Path) -> None:
+    widths = {"to_q": 320, "to_k": 768, "to_v": 768, "to_out.0": 320}
+    attention = TO_K.removesuffix("to_k")
+    unet = {f"{attention}{part}": lora(4, 4.0, width, 320) for part, width in widths.items()}
+    weights = AdapterWeights({"unet": unet})
+    file = saved(weights, tmp_path / "a.safetensors")
+    scumble.convert_adapter(file, out, format)
+    assert scumble.inspect_adapter(out).format == format
+    assert scumble.diff_adapters(file, out).is_equal
