@@ -98,6 +98,7 @@ def decomposed(inner: type[Adapter], *, is_trainable: bool = True) -> type[Adapt
         is_trainable: whether it is offered for training; it is read either way.
     """
     own: dict[str, Any] = {
+        "__module__": __name__,
         "__doc__": f"{inner.__name__} with lengths of its own.",
         "inner": inner,
         "file_names": {**inner.file_names, "magnitude": "dora_scale"},

@@ -93,10 +93,9 @@ class AdapterFields:
     """Adapter"""
 
     adapter_type: str = "lora"
-    """Kind of adapter. lora: read by every program, the cheapest; start here. dora: LoRA with a
-    length for each output, often better at small ranks, half as much slower. loha: rank squared in
-    a file as small, for broad styles. lokr: the smallest files, well behaved at high learning
-    rates."""
+    """Kind of adapter. lora: the fastest and leanest, read by every program; start here. dora: LoRA
+    with a length for each output, often better at small ranks. loha: rank squared in a file twice
+    as large, for broad styles. lokr: the smallest files, well behaved at high learning rates."""
     rank: int | None = None
     """Width of the low-rank matrices: 4, or 16 for pivotal tuning. 4 to 8 for a style, 16 to 32
     for fine detail; the file grows with it."""
