@@ -51,7 +51,7 @@ def delta_of(
     Raises:
         UserError: the tensors do not fit such a layer.
     """
-    return adapter_of(entry, weight_shape).delta(weight)
+    return adapter_of(entry, weight_shape).delta(weight).detach()
 
 
 @torch.no_grad()
