@@ -48,7 +48,7 @@ def test_a_lokr_of_a_convolution_has_the_kernel_in_its_large_factor():
 
 def test_a_small_factor_that_does_not_divide_the_layer_is_refused():
     tensors = {"w1": torch.ones(3, 2), "w2": torch.ones(3, 3)}
-    with pytest.raises(UserError, match=r"'lokr_w1' is 3 x 2, which does not divide .* 10 x 6"):
+    with pytest.raises(UserError, match=r"'lokr_w1' is 3 x 2, which does not divide 10 x 6"):
         LoKr.from_tensors(LayerSpec((10, 6)), tensors, 1.0)
 
 

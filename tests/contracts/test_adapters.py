@@ -1,10 +1,13 @@
 """What every adapter type must keep, on every kind of layer."""
 
+import itertools
+import random
+
 import pytest
 import torch
 from torch import nn
 
-from scumble.adapters import ADAPTERS
+from scumble.adapters import ADAPTERS, LayerSpec
 from scumble.adapters.blend import adapter_names, merge, set_strengths, unmerge
 from scumble.adapters.inject import Target, eject, inject
 from scumble.adapters.layer import AdaptedLayer
@@ -245,3 +248,27 @@ def test_weights_load_into_an_adapted_model(case, adapter_type):
     model.load_state_dict(state)
     assert torch.equal(model[0].base.weight, state["0.weight"])
     assert all(torch.equal(p, v) for p, v in zip(adapters.parameters(), values, strict=True))
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_tensors_of_any_shape_fit_or_are_refused(name):
+    """A damaged file is one clear error, whatever it holds."""
+    kind = ADAPTERS[name]
+    draw = random.Random(name)
+    forms = [
+        names
+        for count in range(1, len(kind.file_names) + 1)
+        for names in itertools.combinations(kind.file_names, count)
+        if kind.is_complete(set(names))
+    ]
+    for _ in range(300):
+        layer = LayerSpec(draw.choice([(4, 6), (4, 6, 3, 3), (6,)]), has_bias=draw.random() < 0.5)
+        shapes = {
+            n: draw.choices((0, 1, 2, 3, 4, 6), k=draw.randint(0, 4)) for n in draw.choice(forms)
+        }
+        tensors = {n: torch.ones(shape) for n, shape in shapes.items()}
+        try:
+            adapter = kind.from_tensors(layer, tensors, 1.0)
+        except UserError:
+            continue
+        assert adapter.delta(torch.ones(layer.weight_shape)).shape == layer.weight_shape

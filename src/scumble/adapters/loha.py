@@ -58,13 +58,7 @@ class LoHa(Adapter):
 
     @torch.no_grad()
     def initialise(self, init: str, generator: torch.Generator, weight: Tensor) -> None:  # noqa: ARG002
-        """Draw three matrices as LyCORIS does, zero the fourth.
-
-        Args:
-            init: not used; this type has one way to start.
-            generator: source of the random numbers.
-            weight: not used; it starts from zero.
-        """
+        """Draw three matrices as LyCORIS does, zero the fourth."""
         for name, std in (("w1_a", 0.1), ("w1_b", 1.0), ("w2_b", 1.0)):
             parameter = self.get_parameter(name)
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

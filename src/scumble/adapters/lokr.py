@@ -25,9 +25,9 @@ class LoKr(Adapter):
 
     Args:
         layer: the layer it will sit on.
-        rank: of the thin product; without meaning where both are whole.
+        rank: of the thin product.
         alpha: the scale is alpha / rank, or 1 where both are whole, as in LyCORIS.
-        like: shapes in the file that it will be filled from; empty for a new one.
+        like: as of every type.
         decompose_factor: the longest edge of `w1`; -1 takes the most even division there is.
     """
 
@@ -59,8 +59,7 @@ class LoKr(Adapter):
 
     @property
     def _is_thin(self) -> bool:
-        names = {name for name, _ in self.named_parameters()}
-        return bool(names & {"w1_b", "w2_b"})
+        return hasattr(self, "w1_b") or hasattr(self, "w2_b")
 
     @property
     def scale(self) -> float:
@@ -71,7 +70,12 @@ class LoKr(Adapter):
         """Of two to five parameters, as the rank or the file decides."""
         refuse_norms(self.layer)
         outputs, inputs, *edges = self.layer.weight_shape
-        L, P, M, N = self._divide(outputs, inputs, like)
+        (L, P), (M, N) = divide(outputs, self._factor), divide(inputs, self._factor)
+        if like:
+            L, M = like["w1"] if "w1" in like else (like["w1_a"][0], like["w1_b"][1])
+            P, N = outputs // L, inputs // M
+        if (outputs, inputs) != (L * P, M * N):
+            raise UserError(f"'lokr_w1' is {L} x {M}, which does not divide {outputs} x {inputs}")
         shapes: dict[str, tuple[int, ...]] = {"w1": (L, M)}
         if "w1_b" in like:
             shapes = {"w1_a": (L, like["w1_b"][0]), "w1_b": (like["w1_b"][0], M)}
@@ -82,19 +86,6 @@ class LoKr(Adapter):
             return shapes | {"w2": (P, N, *edges)}
         return shapes | {"w2_a": (P, self.rank), "w2_b": (self.rank, N * math.prod(edges))}
 
-    def _divide(
-        self, outputs: int, inputs: int, like: Mapping[str, tuple[int, ...]]
-    ) -> tuple[int, int, int, int]:
-        """The edges L, P of the outputs and M, N of the inputs."""
-        if not like:
-            return *divide(outputs, self._factor), *divide(inputs, self._factor)
-        L, M = like["w1"] if "w1" in like else (like["w1_a"][0], like["w1_b"][1])
-        if outputs % L or inputs % M:
-            raise UserError(
-                f"'lokr_w1' is {L} x {M}, which does not divide the layer's {outputs} x {inputs}"
-            )
-        return L, outputs // L, M, inputs // M
-
     @classmethod
     def is_complete(cls, names: Set[str]) -> bool:
         """Each factor in one of its forms; `t2` only between `w2_a` and `w2_b`."""
@@ -104,13 +95,7 @@ class LoKr(Adapter):
 
     @torch.no_grad()
     def initialise(self, init: str, generator: torch.Generator, weight: Tensor) -> None:  # noqa: ARG002
-        """Draw uniformly within 1 / sqrt(inputs) as LyCORIS does, but for the one that is zero.
-
-        Args:
-            init: not used; this type has one way to start.
-            generator: source of the random numbers.
-            weight: not used; it starts from zero.
-        """
+        """Draw uniformly within 1 / sqrt(inputs) as LyCORIS does, but for the one that is zero."""
         for name, parameter in self.named_parameters():
             bound = 0 if name in self.from_zero else 1 / math.sqrt(parameter[0].numel())
             draws = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
@@ -150,8 +135,9 @@ class LoKr(Adapter):
     @classmethod
     def rank_of(cls, tensors: Mapping[str, Tensor]) -> int:
         """The first dimension of `w2_b`, else of `w1_b`; 1 where both factors are whole."""
-        if any(tensor.ndim < 2 or not tensor.numel() for tensor in tensors.values()):
-            return 0
+        for name, tensor in tensors.items():
+            if tensor.ndim not in ((2,) if name.startswith("w1") else (2, 4)) or not tensor.numel():
+                return 0
         thin = next((tensors[name] for name in ("w2_b", "w1_b") if name in tensors), None)
         return 1 if thin is None else int(thin.shape[0])
 
