@@ -114,6 +114,41 @@ def test_a_folder_of_pefts_own(options, make_pipeline, draw, tmp_path):
     assert np.abs(draw(theirs) - draw(ours)).max() <= 1e-5
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora", "pissa_niter_2"])
+def test_a_folder_of_peft_that_is_for_a_changed_base_is_refused(
+    start, make_pipeline, draw, tmp_path
+):
+    theirs = make_pipeline()
+    config = LoraConfig(r=4, lora_alpha=2, target_modules=["to_q"], init_lora_weights=start)
+    theirs.unet = get_peft_model(theirs.unet, config)
+    theirs.unet.save_pretrained(tmp_path)
+    ours = make_pipeline()
+    plain = draw(ours)
+    with pytest.raises(UserError, match=f"started as '{start}'") as refusal:
+        scumble.load_adapter(ours, tmp_path)
+    assert "path_initial_model_for_weight_conversion" in refusal.value.hint
+    assert np.array_equal(draw(ours), plain)
+
+
+def test_the_same_as_a_lora_of_twice_the_rank_is_read(make_pipeline, draw, tmp_path):
+    theirs = make_pipeline()
+    config = LoraConfig(r=4, lora_alpha=2, target_modules=["to_q"], init_lora_weights="pissa")
+    theirs.unet = get_peft_model(theirs.unet, config)
+    start = tmp_path / "start"
+    theirs.unet.save_pretrained(start)
+    torch.manual_seed(2)
+    for name, parameter in theirs.unet.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    drawn = draw(theirs)
+    theirs.unet.save_pretrained(
+        tmp_path / "end", path_initial_model_for_weight_conversion=str(start)
+    )
+    ours = make_pipeline()
+    scumble.load_adapter(ours, tmp_path / "end")
+    assert np.abs(draw(ours) - drawn).max() <= 1e-4
+
+
 def test_merged_equals_apart(make_weights, make_pipeline, draw):
     pipeline = make_pipeline()
     plain = draw(pipeline)

@@ -43,6 +43,9 @@ LENGTHS = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
 """What PEFT calls DoRA's lengths in files, and in a live model: transformers, which loads what is
 for text encoders, knows the latter alone."""
 
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to start by which PEFT takes parts out of the base's own weights and into the adapter."""
+
 ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|[qkv]_proj|out_proj)$")
 
 
@@ -56,9 +59,11 @@ def read(content: Content, key_names: KeyNames) -> AdapterWeights:
     """Read a file in any spelling that diffusers and PEFT have used.
 
     Raises:
-        UserError: damaged settings, or a DoRA without its magnitudes.
+        UserError: damaged settings, a DoRA without its magnitudes, or an adapter of a base that
+            PEFT had changed.
     """
     config = _configuration(content, key_names)
+    _require_same_base(config)
     parts = Parts()
     tokens: dict[str, LearnedToken] = {}
     for key, tensor in content.tensors.items():
@@ -209,6 +214,18 @@ def _configuration(content: Content, key_names: KeyNames) -> dict[str, dict[str,
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"the adapter settings are damaged ({error})") from error
     return {}
+
+
+def _require_same_base(config: Mapping[str, Mapping[str, Any]]) -> None:
+    for settings in config.values():
+        start = str(settings.get("init_lora_weights", "")).lower()
+        if start.startswith(BASE_CHANGING):
+            raise UserError(
+                f"it started as '{start}', for which PEFT changed the base: on the base as it is, "
+                "its tensors mean something else",
+                "PEFT makes a plain LoRA of it: save_pretrained(folder, "
+                "path_initial_model_for_weight_conversion=the adapter as it was before training).",
+            )
 
 
 def _alpha(config: Mapping[str, Any], module: str, rank: int) -> float:
