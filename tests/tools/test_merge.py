@@ -111,6 +111,10 @@ def test_a_pattern_that_matches_nothing_is_refused(tiny_pipeline: Any, out: Path
     adapter = made.weights(tiny_pipeline)
     with pytest.raises(UserError, match="the pattern 'midblock' matches no layer"):
         scumble.merge_files([adapter], out, factors={"midblock": 0})
+    unet_alone = made.weights(tiny_pipeline, places={"unet": (made.TO_K,)})
+    scumble.merge_files([unet_alone], out, factors={"text_encoder": 0})
+    assert list(made.read(out).components) == ["unet"]
+    out.unlink()
     with pytest.raises(UserError, match="every strength is 0"):
         scumble.merge_files([adapter], out, factors={"*": 0})
     assert not out.exists()

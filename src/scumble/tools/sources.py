@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from scumble.errors import UserError
+from scumble.families import FAMILIES
 from scumble.formats import AdapterWeights
 from scumble.tools.combine import Part
 from scumble.tools.reading import open_adapter
@@ -153,7 +154,9 @@ def _require_matches(factors: Mapping[str, float], sources: Sequence[Loaded], wh
         for component, modules in source.weights.components.items()
         for path in modules
     ]
-    for pattern in factors:
+    # A component's own name is no slip of the pen, where an adapter leaves it alone.
+    components = next(iter(FAMILIES.values())).key_names.components
+    for pattern in sorted(factors.keys() - set(components)):
         if not any(_matches(path, pattern) for path in paths):
             raise UserError(
                 f"the pattern '{pattern}' matches no layer of {where}",
