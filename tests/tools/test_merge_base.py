@@ -1,6 +1,7 @@
 """Adapters into a base for good: `scumble merge --base`, from and to folders and single files."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,30 @@ def test_a_variant_is_read_and_written_without_its_name(
     scumble.merge_files([made.weights(tiny_pipeline)], out, base=base)
     assert (out / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     assert np.abs(draw(opened(out)) - draw(tiny_pipeline)).max() > 1e-2
+
+
+def test_a_base_of_the_hub_comes_from_its_cache(
+    tiny_pipeline: Any, tiny_folder: Path, tmp_path: Path, out: Path
+) -> None:
+    cache = tmp_path / "cache" / "models--ann--tiny"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0" * 40)
+    snapshot = cache / "snapshots" / ("0" * 40)
+    shutil.copytree(tiny_folder, snapshot)
+    base = locate("ann/tiny", cache_dir=str(tmp_path / "cache"))
+    adapter = made.weights(tiny_pipeline)
+    scumble.merge_files([adapter], out, base=base, dtype="fp32")
+    scumble.load_adapter(tiny_pipeline, adapter)
+    scumble.merge_adapters(tiny_pipeline)
+    got = states(opened(out))
+    assert all(torch.equal(got[name], t) for name, t in states(tiny_pipeline).items())
+    shutil.rmtree(snapshot / "tokenizer")
+    with pytest.raises(UserError, match="the tokenizer of ann/tiny is not on this machine"):
+        scumble.merge_files([adapter], out, base=base, force=True)
+    (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match="weights of the vae of ann/tiny are not on this machine"):
+        scumble.merge_files([adapter], out, base=base, force=True)
+    assert np.array_equal(draw(opened(out)), draw(tiny_pipeline))
 
 
 def narrow_adapter(components: dict[str, nn.Module]) -> AdapterWeights:
