@@ -182,3 +182,24 @@ def test_the_command_says_what_it_keeps(
     assert out.read_bytes() == before
     assert run([*words, "--rank", "0", "--force"]) == 1
     assert "the rank is 0" in capsys.readouterr().err
+
+
+def test_thin_matrices_are_cut_on_one_thread(
+    tiny_pipeline: Any, save: Any, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    svd = torch.linalg.svd
+
+    def watched(*words: Any, **options: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return svd(*words, **options)
+
+    monkeypatch.setattr(torch.linalg, "svd", watched)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        scumble.resize_adapter(save(made.weights(tiny_pipeline)), out, 2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}

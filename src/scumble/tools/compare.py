@@ -15,6 +15,7 @@ from scumble.randomness import generator
 from scumble.tools.base_weights import BaseWeights
 from scumble.tools.deltas import lora_of
 from scumble.tools.report import Kept
+from scumble.tools.threads import one_thread
 
 
 @dataclass
@@ -115,7 +116,7 @@ def compare(ours: BaseWeights, theirs: BaseWeights, choice: Choice) -> Found:
     ]
     total = sum(ours.places[component][name].entry.nbytes for component, name in names)
     read = 0
-    with console.progress(total // 10**6, "comparing", unit="MB") as bar:
+    with one_thread(), console.progress(total // 10**6, "comparing", unit="MB") as bar:
         for component, name in names:
             before, after = (m.tensor(component, name).float() for m in (ours, theirs))
             difference = after - before

@@ -17,6 +17,7 @@ from scumble.tools.output import output_file
 from scumble.tools.provenance import merged_metadata, tokens_of
 from scumble.tools.report import Kept, Outcome, kept_lines
 from scumble.tools.sources import Source, layers_of, load
+from scumble.tools.threads import one_thread
 
 Given = Source | tuple[str | Path | AdapterWeights, float] | str | Path | AdapterWeights
 """An adapter to merge, with or without its strength."""
@@ -112,7 +113,7 @@ def _merged(
 ) -> tuple[dict[str, dict[str, ModuleWeights]], list[Kept]]:
     components: dict[str, dict[str, ModuleWeights]] = {}
     kept = []
-    with console.progress(len(layers), "merging", unit="layer") as bar:
+    with one_thread(), console.progress(len(layers), "merging", unit="layer") as bar:
         for (component, module), parts in layers.items():
             merged = merge_layer((component, module), parts, recipe, rank)
             components.setdefault(component, {})[module] = merged.entry

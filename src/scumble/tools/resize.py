@@ -14,6 +14,7 @@ from scumble.tools.number_formats import cast_adapter, dtype_named
 from scumble.tools.output import output_file
 from scumble.tools.reading import open_adapter
 from scumble.tools.report import Kept, Outcome, counted, kept_lines
+from scumble.tools.threads import one_thread
 
 WRITABLE = ("peft", "kohya")
 """Formats that are kept; a file of another one is written as the first of these."""
@@ -85,7 +86,7 @@ def _resized(
     kept: list[Kept] = []
     untouched = 0
     total = sum(map(len, weights.components.values()))
-    with console.progress(total, "resizing", unit="layer") as bar:
+    with one_thread(), console.progress(total, "resizing", unit="layer") as bar:
         for component, modules in weights.components.items():
             for module, entry in modules.items():
                 resized, found = resize_layer((component, module), entry, rank, energy)
