@@ -80,7 +80,7 @@ class Parts:
                     continue
                 type_name, tensors = typed
                 rank = ADAPTERS[type_name].rank_of(tensors)
-                alpha = _alpha(module, parts) if ALPHA in parts else None
+                alpha = number_of(parts[ALPHA], ALPHA, module) if ALPHA in parts else None
                 alpha = alpha_of(component, module, rank) if alpha is None else alpha
                 if not math.isfinite(alpha):
                     raise UserError(f"the alpha of '{module}' is {alpha}")
@@ -119,7 +119,17 @@ def _lacking(module: str, parts: Mapping[str, Tensor]) -> str:
     return f"belongs to '{module}', which lacks its {' or '.join(lacking)}"
 
 
-def _alpha(module: str, parts: Mapping[str, Tensor]) -> float:
-    if parts[ALPHA].numel() != 1:
-        raise UserError(f"the alpha of '{module}' is not one number")
-    return float(parts[ALPHA])
+def number_of(tensor: Tensor, name: str, module: str) -> float:
+    """Take the one number out of a tensor.
+
+    Args:
+        tensor: of a file.
+        name: of the tensor, for messages.
+        module: that it belongs to.
+
+    Raises:
+        UserError: it holds several, none, or a complex one.
+    """
+    if tensor.numel() != 1 or tensor.is_complex():
+        raise UserError(f"the {name} of '{module}' is not one number")
+    return float(tensor)

@@ -16,8 +16,9 @@ FACTORS = (("lokr_w1", "lokr_w1_b"), ("lokr_w2", "lokr_w2_b"))
 
 def base_version(weights: AdapterWeights, key_names: KeyNames) -> BaseVersion | None:
     """The version of the base; None where neither tensors nor metadata show it, or none is so."""
-    told = training_facts(weights.metadata).get("text_width", 0)
-    versions = key_names.versions.get(text_width(weights, key_names) or told, {})
+    told = training_facts(weights.metadata).get("text_width")
+    width = text_width(weights, key_names) or (told if isinstance(told, int) else 0)
+    versions = key_names.versions.get(width, {})
     return versions.get(prediction_of(weights.metadata)) or versions.get("")
 
 

@@ -128,7 +128,7 @@ def _modules(
 def _classes(text: str) -> tuple[str, ...]:
     try:
         names = tuple(map(str, json.loads(text)))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"its list of adapted classes is damaged ({error})") from error
     for name in names:
         if name not in CLASSES:

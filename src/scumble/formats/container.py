@@ -3,8 +3,9 @@
 import json
 import math
 import os
+import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,13 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SETTINGS_NAME = "adapter_config.json"
 """PEFT's settings, which lie beside its file; among the metadata they have this key."""
 
+
+MAX_TENSORS, MAX_KEY = 20_000, 300
+"""Limits of how many tensors there are and how long their names, twice what any adapter has."""
+
+UNSPEAKABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What no key contains: control characters, which terminals obey, turns of the direction of
+writing, and halves of characters."""
 
 MAX_HEADER = 64 * 1024**2
 """Limit of a safetensors header in bytes. It holds the metadata, with counts of tags and pictures.
@@ -64,12 +72,36 @@ def read_content(path: Path, *, outline: bool = False, allow_pickle: bool = Fals
         tensors, metadata = _read_safetensors(path, outline)
     elif allow_pickle:
         tensors, metadata = read_pickled(path, outline=outline)
+        _check_keys(path, tensors)
     else:
         raise refusal(path)
     beside = path.with_name(SETTINGS_NAME)
     if beside.is_file():
-        metadata[SETTINGS_NAME] = beside.read_text("utf-8", errors="replace")
+        metadata[SETTINGS_NAME] = _settings(beside)
     return Content(tensors, metadata, path.stem)
+
+
+def _settings(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(MAX_HEADER + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if len(text) > MAX_HEADER:
+        raise UserError(f"{path} is too big for an adapter's settings")
+    return text
+
+
+def _check_keys(path: Path, keys: Collection[str]) -> None:
+    """Refuse names that no adapter has, before anything is made of them."""
+    if len(keys) > MAX_TENSORS:
+        raise UserError(f"{path} holds {len(keys)} tensors, more than any adapter: {MAX_TENSORS}")
+    for key in keys:
+        if len(key) > MAX_KEY or UNSPEAKABLE.search(key):
+            raise UserError(
+                f"{path} holds a key that is no name: {key[:60]!a}{'...' if len(key) > 60 else ''}",
+                "It is damaged, or made to do harm.",
+            )
 
 
 def _read_safetensors(path: Path, outline: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -83,6 +115,7 @@ def _read_safetensors(path: Path, outline: bool) -> tuple[dict[str, Tensor], dic
                 raise UserError(f"{unreadable} (its header would take {length} bytes)", hint)
             # The library checks every shape against the file's length.
             with safetensors.safe_open(path, framework="pt") as file:
+                _check_keys(path, file.keys())
                 metadata = dict(file.metadata() or {})
                 header = json.loads(raw.read(length), object_pairs_hook=_once)
                 header.pop("__metadata__", None)

@@ -63,10 +63,14 @@ def adapter_file(source: str | Path, *, allow_pickle: bool = False) -> Path:
     Raises:
         UserError: nothing is there, or something pickled that is not to be opened.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        path = _inside(path)
-    if not path.is_file():
+    try:
+        path = Path(source).expanduser()
+        path = _inside(path) if path.is_dir() else path
+        is_there = path.is_file()
+    except (OSError, RuntimeError) as error:  # such as too long a name, or a user's home that lacks
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"there can be no adapter at {str(source)[:200]} ({reason})") from error
+    if not is_there:
         raise UserError(
             f"there is no adapter at {path}",
             "Give the .safetensors file, or the folder that a training run wrote.",
@@ -97,7 +101,7 @@ def _hint(folder: Path) -> str:
     steps = {
         int(path.name.partition("-")[2]): path
         for path in folder.glob("checkpoint-*")
-        if path.name.partition("-")[2].isdigit()
+        if path.name.partition("-")[2].isdecimal()
     }
     if steps:
         return f"The run in it is not finished; its newest checkpoint is {steps[max(steps)]}."

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from scumble.adapters import ADAPTERS
 from scumble.errors import UserError
-from scumble.formats.assemble import ALPHA, Parts, tensor_names
+from scumble.formats.assemble import ALPHA, Parts, number_of, tensor_names
 from scumble.formats.bundle import TOKEN_PREFIX, add_token, bundled
-from scumble.formats.container import SETTINGS_NAME, Content
+from scumble.formats.container import DTYPES, SETTINGS_NAME, Content
 from scumble.formats.key_names import KeyNames
 from scumble.formats.kohya_metadata import kohya_metadata
 from scumble.formats.origins import looks_like
@@ -49,8 +49,8 @@ def read(content: Content, key_names: KeyNames) -> AdapterWeights:
         if not component:
             parts.leave(key, f"names no module of this family{looks_like(key)}")
         elif name in known:
-            if scalar is not None and name in SCALED:
-                tensor = tensor * _number(scalar, module)
+            if scalar is not None and name in SCALED and tensor.dtype in DTYPES:
+                tensor = tensor * number_of(scalar, SCALAR, module)
             parts.add(component, module, name, key, tensor)
         elif name != SCALAR or not any(f"{stem}.{part}" in content.tensors for part in SCALED):
             parts.leave(key, f"is not a tensor of any known adapter type{looks_like(key)}")
@@ -67,12 +67,6 @@ def _place(stem: str, key_names: KeyNames) -> tuple[str, str]:
                 if key_names.may_hold(component, path):
                     return component, key_names.to_file(component, path)
     return "", ""
-
-
-def _number(scalar: Tensor, module: str) -> float:
-    if scalar.numel() != 1:
-        raise UserError(f"the {SCALAR} of '{module}' is not one number")
-    return float(scalar)
 
 
 def write(weights: AdapterWeights, key_names: KeyNames) -> Content:

@@ -133,7 +133,7 @@ def _network(
 def _object(text: str) -> dict[str, object]:
     try:
         return dict(json.loads(text))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return {}
 
 

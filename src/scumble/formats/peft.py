@@ -8,6 +8,7 @@ them: `bundle_emb.<token>.string_to_param.*`.
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from scumble.formats.assemble import ALPHA, Parts, tensor_names
 from scumble.formats.bundle import TOKEN_PREFIX, add_token, bundled
 from scumble.formats.container import SETTINGS_NAME, Content
 from scumble.formats.key_names import KeyNames
+from scumble.formats.peft_patterns import LayerTable
 from scumble.formats.weights import AdapterWeights, LearnedToken, ModuleWeights
 
 CONFIG_KEY = "lora_adapter_metadata"
@@ -45,6 +47,9 @@ for text encoders, knows the latter alone."""
 
 BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to start by which PEFT takes parts out of the base's own weights and into the adapter."""
+
+PATTERNS = ("rank_pattern", "alpha_pattern")
+"""Tables among PEFT's settings."""
 
 ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|[qkv]_proj|out_proj)$")
 
@@ -198,22 +203,18 @@ def _split(rest: str) -> tuple[str, str]:
 def _configuration(content: Content, key_names: KeyNames) -> dict[str, dict[str, Any]]:
     """Ranks and alphas by component, from the metadata or PEFT's adapter_config.json beside it."""
     metadata = content.metadata
-    try:
+    config: dict[str, dict[str, Any]] = {}
+    with _refusing_damage():
         if CONFIG_KEY in metadata:
-            flat = json.loads(metadata[CONFIG_KEY])
-            return {
-                component: {
-                    key.removeprefix(component + "."): value
-                    for key, value in flat.items()
-                    if key.startswith(component + ".")
-                }
-                for component in key_names.components
-            }
-        if SETTINGS_NAME in metadata:
-            return {key_names.components[0]: dict(json.loads(metadata[SETTINGS_NAME]))}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"the adapter settings are damaged ({error})") from error
-    return {}
+            for key, value in json.loads(metadata[CONFIG_KEY]).items():
+                component, _, name = key.partition(".")
+                config.setdefault(component, {})[name] = value
+        elif SETTINGS_NAME in metadata:
+            config[key_names.components[0]] = dict(json.loads(metadata[SETTINGS_NAME]))
+        for settings in config.values():
+            for name in PATTERNS:
+                settings[name] = LayerTable(settings.get(name) or {})
+    return config
 
 
 def _require_same_base(config: Mapping[str, Mapping[str, Any]]) -> None:
@@ -237,13 +238,17 @@ def _alpha(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 def _pattern(config: Mapping[str, Any], name: str, module: str, otherwise: Any) -> float:
     """What one of PEFT's tables says of a module."""
+    table = config.get(name)
+    with _refusing_damage():
+        found = None if table is None else table.of(module)
+        return float(otherwise) if found is None else found
+
+
+@contextmanager
+def _refusing_damage() -> Iterator[None]:
     try:
-        for pattern, value in (config.get(name) or {}).items():
-            # PEFT's own rule: a regular expression for the end of the path, whole names only.
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return float(value)
-        return float(otherwise)
-    except (ValueError, TypeError, AttributeError, re.error) as error:
+        yield
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"the adapter settings are damaged ({error})") from error
 
 

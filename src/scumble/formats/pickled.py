@@ -19,6 +19,9 @@ from scumble.errors import UserError
 MAX_BYTES = 2 * 1024**3
 """Limit of a file, and of all its tensors when each has its own memory."""
 
+SHARED = 4
+"""How many times its size a file's tensors may take when each has its own memory."""
+
 MAX_PROGRAM = 64 * 1024**2
 """Limit of what is a program in a file. Before torch 1.6 that was not told apart from numbers."""
 
@@ -78,13 +81,16 @@ def read_pickled(path: Path, *, outline: bool = False) -> tuple[dict[str, Tensor
         if isinstance(value, Tensor):
             tensors[key] = _plain(path, key, value)
         elif isinstance(value, str | int | float):
-            texts[key] = str(value)
+            # Halves of characters, which a pickle may hold, cannot be shown or written.
+            texts[key] = str(value).encode(errors="replace").decode()
         elif value is not None:
             raise UserError(
                 f"{path}: '{key}' is a {type(value).__name__}, which no adapter file holds"
             )
-    if sum(tensor.nbytes for tensor in tensors.values()) > MAX_BYTES:
-        raise UserError(f"{path}: its tensors would take more than {MAX_BYTES} bytes of memory")
+    # A few may share their numbers, as when one stands for each of many; more is a trap.
+    limit = min(MAX_BYTES, SHARED * path.stat().st_size)
+    if sum(tensor.nbytes for tensor in tensors.values()) > limit:
+        raise UserError(f"{path}: its tensors would take more than {limit} bytes of memory")
     make = _without_numbers if outline else _copy
     return {key: make(tensor) for key, tensor in tensors.items()}, texts
 

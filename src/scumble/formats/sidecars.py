@@ -83,7 +83,7 @@ def _noted(path: Path) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is in the place of the adapter's description and is no such file ({error})",
             "Move it away, or give the adapter another name.",

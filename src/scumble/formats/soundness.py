@@ -3,10 +3,16 @@
 import torch
 from torch import Tensor
 
+from scumble.adapters import ADAPTERS
 from scumble.errors import UserError
 from scumble.formats.container import DTYPES
 from scumble.formats.key_names import KeyNames
-from scumble.formats.weights import AdapterWeights
+from scumble.formats.layer_shapes import check_shapes
+from scumble.formats.weights import AdapterWeights, ModuleWeights
+
+LEAST_SCALE, MOST_SCALE = 1e-6, 1e6
+"""Limits of alpha / rank. The largest there are: LyCORIS with a rank of 100000, to have all whole.
+"""
 
 
 def check_encoders(weights: AdapterWeights, key_names: KeyNames) -> None:
@@ -21,7 +27,7 @@ def check_encoders(weights: AdapterWeights, key_names: KeyNames) -> None:
 
 
 def check_sound(weights: AdapterWeights) -> None:
-    """Refuse tensors that are empty, of a strange shape or dtype, or not finite.
+    """Refuse tensors that are empty, not finite, or of shapes that make no layer; absurd alphas.
 
     Of an outline, whose numbers are unread, the shapes alone are checked.
 
@@ -30,16 +36,35 @@ def check_sound(weights: AdapterWeights) -> None:
     """
     for component, modules in weights.components.items():
         for module, entry in modules.items():
-            if entry.rank < 1:
-                raise UserError(f"{component}.{module} has no rank: its tensors are empty")
+            name = f"{component}.{module}"
+            if entry.rank < 1 or not all(tensor.numel() for tensor in entry.tensors.values()):
+                raise UserError(f"{name} has no rank: its tensors are empty")
+            _check_alpha(entry, name)
+            try:
+                check_shapes(entry)
+            except UserError as error:
+                raise UserError(f"{name}: {error.message}", error.hint) from error
             for tensor in entry.tensors.values():
                 if not _is_finite(tensor):
-                    raise UserError(f"{component}.{module} holds NaN or infinite values")
+                    raise UserError(f"{name} holds NaN or infinite values")
     for token, learned in weights.tokens.items():
         if not token or not learned.vectors:
             raise UserError(f"the token '{token}' has no {'vectors' if token else 'name'}")
         for vectors in learned.vectors.values():
             _check_vectors(vectors, f"the token '{token}'")
+
+
+def _check_alpha(entry: ModuleWeights, name: str) -> None:
+    """Refuse a scale that is nothing, or larger than any.
+
+    Programs do not agree what an alpha of 0 means: no change to some, the rank to others.
+    """
+    scale = abs(entry.alpha) / entry.rank
+    if ADAPTERS[entry.type].has_rank and not LEAST_SCALE <= scale <= MOST_SCALE:
+        effect = "nothing" if scale < LEAST_SCALE else "everything"
+        raise UserError(
+            f"the alpha of {name} is {entry.alpha:g} at rank {entry.rank}: it would change {effect}"
+        )
 
 
 def _check_vectors(vectors: Tensor, name: str) -> None:

@@ -63,7 +63,14 @@ PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 def _refusing_damage() -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError, AttributeError, OverflowError, OSError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        OSError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UserError(f"the metadata '{TRAINING}' is damaged ({error})") from error
 
 

@@ -12,6 +12,7 @@ from scumble.errors import UserError
 from scumble.families import Family
 from scumble.families.fingerprint import FINGERPRINT, live_fingerprint
 from scumble.formats import AdapterWeights, ModuleWeights
+from scumble.formats.layer_shapes import require_fit
 
 
 def plan(
@@ -75,6 +76,7 @@ def _fitted(layer: nn.Module | None, entry: ModuleWeights) -> Adapter | str:
         return "is a layer that this base lacks"
     spec = layer.spec if isinstance(layer, AdaptedLayer) else LayerSpec.of(layer)
     try:
+        require_fit(entry, spec)
         return ADAPTERS[entry.type].from_tensors(spec, entry.tensors, entry.alpha)
     except UserError as error:
         return f"does not fit: {error.message}"
