@@ -12,6 +12,8 @@ import pytest
 import scumble
 from scumble.cli.train import ELSEWHERE, REFUSED
 from scumble.config import METHOD_GROUPS, GenerateConfig, TrainConfig
+from scumble.config.merging import BaseFields, ExtractFields, MergeFields, ResizeFields
+from scumble.config.tools import ConvertFields, DiffFields, InspectFields, ReadFields, WriteFields
 from scumble.config.train import field_names
 from source_tree import Module, calls, modules, repository_files, text_of
 
@@ -148,9 +150,12 @@ def test_every_option_is_explained() -> None:
             for owner, name, text in documented_fields(m):
                 explained[owner, name] = text
     groups = {group for groups in METHOD_GROUPS.values() for group in groups}
-    for config in (*groups, GenerateConfig):
+    verbs = (ConvertFields, DiffFields, InspectFields, ReadFields, WriteFields)
+    merging = (BaseFields, ExtractFields, MergeFields, ResizeFields)
+    for config in (*groups, *verbs, *merging, GenerateConfig):
         for item in fields(config):
-            text = explained[config.__name__, item.name]
+            owners = (cls.__name__ for cls in config.__mro__)
+            text = next(explained[o, item.name] for o in owners if (o, item.name) in explained)
             assert text, f"{config.__name__}.{item.name} has no docstring"
             assert text.rstrip().endswith("."), f"{config.__name__}.{item.name}: a whole sentence"
 

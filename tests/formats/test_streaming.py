@@ -239,14 +239,17 @@ STRANGE = {"dtype": "F4", "shape": [16], "data_offsets": [0, 8]}
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda _: None, "there is no file"),
     "folder": (lambda path: path.mkdir(), "there is no file"),
-    "empty": (lambda path: path.touch(), "not a readable file"),
-    "noise": (lambda path: path.write_bytes(bytes(range(256))), "not a readable file"),
-    "cut": (lambda path: cut(path, lambda p: save_file(ONE, p)), "not a readable file"),
-    "huge header": (lambda path: path.write_bytes(header_only({}, 2**60)), "not a readable file"),
+    "empty": (lambda path: path.touch(), "not a readable safetensors file"),
+    "noise": (lambda path: path.write_bytes(bytes(range(256))), "not a readable safetensors file"),
+    "cut": (lambda path: cut(path, lambda p: save_file(ONE, p)), "not a readable safetensors file"),
+    "huge header": (
+        lambda path: path.write_bytes(header_only({}, 2**60)),
+        "not a readable safetensors file",
+    ),
     "past the end": (lambda path: path.write_bytes(header_only({"a": SPACE})), "not a readable"),
     "a key twice": (
         lambda path: path.write_bytes(TWICE + bytes(8)),
-        "names something twice",
+        "stands in it twice",
     ),
     "strange numbers": (
         lambda path: path.write_bytes(header_only({"a": STRANGE}) + bytes(8)),

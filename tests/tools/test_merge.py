@@ -341,7 +341,7 @@ def test_half_precision_is_rounded_once_and_may_not_overflow(tiny_pipeline: Any,
     scumble.merge_files([source], out, dtype="fp16")
     wide, half = (made.read(path).components["unet"][made.TO_K] for path in (tmp, out))
     assert torch.equal(half.tensors["up"], wide.tensors["up"].half())
-    with pytest.raises(UserError, match="holds values beyond the range of float16"):
+    with pytest.raises(UserError, match="numbers too large for fp16, in 'unet"):
         scumble.merge_files([(source, 1e7)], out, dtype="fp16", force=True)
 
 
@@ -378,5 +378,7 @@ def test_the_command_merges_and_does_not_overwrite(
     assert code == 1
     assert "exists already" in error
     assert out.read_bytes() == before
+    beside = json.loads(out.with_suffix(".json").read_text())
+    assert beside["notes"] == f"Trained on {sources[0].metadata['base_model']}."
     assert merge(paths[0], "--output", out, "--force")[0] == 0
     assert out.read_bytes() != before

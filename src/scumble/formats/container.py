@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 
 from scumble.errors import UserError
-from scumble.formats import streaming
 from scumble.formats.pickled import is_pickled, read_pickled, refusal
+from scumble.formats.streaming import MAX_HEADER, open_streamed
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Number formats that tensors of adapters may have."""
@@ -26,17 +25,12 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SETTINGS_NAME = "adapter_config.json"
 """PEFT's settings, which lie beside its file; among the metadata they have this key."""
 
-
 MAX_TENSORS, MAX_KEY = 20_000, 300
 """Limits of how many tensors there are and how long their names, twice what any adapter has."""
 
 UNSPEAKABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What no key contains: control characters, which terminals obey, turns of the direction of
 writing, and halves of characters."""
-
-MAX_HEADER = 64 * 1024**2
-"""Limit of a safetensors header in bytes. It holds the metadata, with counts of tags and pictures.
-"""
 
 
 @dataclass(frozen=True)
@@ -105,44 +99,15 @@ def _check_keys(path: Path, keys: Collection[str]) -> None:
 
 
 def _read_safetensors(path: Path, outline: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
-    unreadable = f"{path} is not a readable safetensors file"
-    hint = "It may be cut short or of another format: fetch it again."
-    tensors: dict[str, Tensor] = {}
-    try:
-        with path.open("rb") as raw:
-            (length,) = struct.unpack("<Q", raw.read(8).ljust(8, b"\0"))
-            if length > MAX_HEADER:
-                raise UserError(f"{unreadable} (its header would take {length} bytes)", hint)
-            # The library checks every shape against the file's length.
-            with safetensors.safe_open(path, framework="pt") as file:
-                _check_keys(path, file.keys())
-                metadata = dict(file.metadata() or {})
-                header = json.loads(raw.read(length), object_pairs_hook=_once)
-                header.pop("__metadata__", None)
-                for key, about in header.items():
-                    shape, dtype = about["shape"], streaming.DTYPES.get(about["dtype"])
-                    if dtype is None:
-                        raise UserError(
-                            f"{path}: '{key}' holds {about['dtype']}, which is not read"
-                        )
-                    if outline and math.prod(shape) != 1:
-                        tensors[key] = torch.empty(shape, device="meta", dtype=dtype)
-                    else:
-                        tensors[key] = file.get_tensor(key)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{unreadable} ({error})", hint) from error
-    metadata.pop("format", None)
-    return tensors, metadata
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a name that stands twice, of which the library would silently take the last."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"'{name}' stands in it twice")
-        found[name] = value
-    return found
+    with open_streamed([path]) as weights:
+        _check_keys(path, weights.entries)
+        tensors = {
+            key: torch.empty(shape, device="meta", dtype=dtype)
+            if outline and math.prod(shape) != 1
+            else weights.tensor(key)
+            for key, (dtype, shape) in weights.entries.items()
+        }
+        return tensors, {k: v for k, v in weights.metadata.items() if k != "format"}
 
 
 def container_bytes(content: Content) -> bytes:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from scumble.errors import UserError
+from scumble.formats.pickled import is_pickled
 
 DTYPES = {
     "U64": torch.uint64,
@@ -50,8 +51,9 @@ first, so that every tensor starts at a multiple of its numbers' width."""
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-PICKLED_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
-"""How files of torch.save begin, today's and early ones; a safetensors header is not so long."""
+MAX_HEADER = 64 * 1024**2
+"""Limit of a safetensors header in bytes. It holds the metadata, with counts of tags and pictures.
+"""
 
 
 class Entry(NamedTuple):
@@ -125,20 +127,21 @@ def _opened(path: Path, stack: ExitStack) -> StreamedWeights:
     if not path.is_file():
         raise UserError(f"there is no file {path}", "Check the spelling of the path.")
     try:
-        file = stack.enter_context(path.open("rb"))
-        is_pickled = file.read(4) in PICKLED_STARTS
-        return _pickled(path) if is_pickled else _safetensors(path, file)
+        if is_pickled(path):
+            return _pickled(path)
+        return _safetensors(path, stack.enter_context(path.open("rb")))
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         hint = "It may be cut short or of another format: fetch it again."
-        raise UserError(f"{path} is not a readable file of weights ({error})", hint) from error
+        raise UserError(f"{path} is not a readable safetensors file ({error})", hint) from error
 
 
 def _safetensors(path: Path, file: BufferedReader) -> StreamedWeights:
+    (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+    if length > MAX_HEADER:
+        raise ValueError(f"its header would take {length} bytes")
     # The library checks the header against the file's length, but not that keys differ.
     with safetensors.safe_open(path, framework="pt") as checked:
         metadata = dict(checked.metadata() or {})
-    file.seek(0)
-    (length,) = struct.unpack("<Q", file.read(8))
     header: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=_once_each)
     header.pop("__metadata__", None)
     entries: dict[str, Entry] = {}
@@ -156,9 +159,11 @@ def _safetensors(path: Path, file: BufferedReader) -> StreamedWeights:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("its header names something twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:  # the library would take the last
+            raise ValueError(f"'{name}' stands in it twice")
+        found[name] = value
     return found
 
 

@@ -13,7 +13,8 @@ from scumble.adapters import ADAPTERS
 from scumble.errors import UserError
 from scumble.formats.weights import AdapterWeights, ModuleWeights
 from scumble.tools.changes import distance
-from scumble.tools.reading import Opened, dtype_name, open_adapter
+from scumble.tools.number_formats import dtype_name
+from scumble.tools.reading import Opened, open_adapter
 
 Side = Literal["first", "second"]
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from scumble.errors import UserError
 from scumble.families import BaseModel, locate
 from scumble.families.fingerprint import FINGERPRINT, fingerprint
-from scumble.formats import AdapterWeights, write_adapter
+from scumble.formats import AdapterWeights
 from scumble.tools.base_weights import open_base
 from scumble.tools.compare import Choice, Found, compare, require_alike, require_targets
 from scumble.tools.number_formats import cast_adapter, dtype_named
-from scumble.tools.output import output_file
-from scumble.tools.report import Outcome, counted, kept_lines, percent
+from scumble.tools.output import output_file, write_output
+from scumble.tools.report import Outcome, kept_lines, percent
+from scumble.tools.table import counted
 
 
 def extract_adapter(
@@ -56,7 +57,7 @@ def extract_adapter(
     if rank < 1:
         raise UserError(f"the rank is {rank}", "Give a rank of at least 1.")
     number_format = dtype_named(dtype)
-    path = output_file(output, force=force)
+    path = output_file(output, format, force=force)
     choice = Choice(rank, energy, tuple(targets), with_norms)
     first, second = (m if isinstance(m, BaseModel) else locate(str(m)) for m in (base, tuned))
     with open_base(first) as ours, open_base(second) as theirs:
@@ -70,8 +71,10 @@ def extract_adapter(
             _missed_line(found) or "Are they the models that you mean?",
         )
     made = AdapterWeights(found.components, _metadata(first, second, denoiser))
-    write_adapter(cast_adapter(made, number_format), path, key_names, format)
-    return Outcome(path, (*kept_lines(found.kept), *_lines(found)), tuple(found.kept))
+    cast, small = cast_adapter(made, number_format)
+    beside = write_output(cast, path, key_names, format)
+    lines = (*kept_lines(found.kept), *_lines(found), *small, *beside)
+    return Outcome(path, lines, tuple(found.kept))
 
 
 def _metadata(base: BaseModel, tuned: BaseModel, denoiser: str) -> dict[str, str]:

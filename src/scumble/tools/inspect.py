@@ -15,7 +15,8 @@ from scumble.formats.base_version import base_version, text_width
 from scumble.formats.weights import AdapterWeights, ModuleWeights
 from scumble.tools.changes import norm_of
 from scumble.tools.notes import Notes, notes_of
-from scumble.tools.reading import dtype_name, open_adapter
+from scumble.tools.number_formats import dtype_name
+from scumble.tools.reading import open_adapter
 
 CHUNK = 1 << 20
 

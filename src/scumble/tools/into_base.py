@@ -28,8 +28,8 @@ from scumble.tools.deltas import adapter_of
 from scumble.tools.edits import Edit
 from scumble.tools.output import output_file, refuse_existing
 from scumble.tools.provenance import merged_from
-from scumble.tools.report import counted
 from scumble.tools.sources import Loaded
+from scumble.tools.table import counted
 
 Layers = Mapping[tuple[str, str], Sequence[Part]]
 
@@ -49,7 +49,7 @@ def base_output(output: str | Path, base: BaseModel, *, force: bool) -> Path:
     if Path(base.location).exists() and path.resolve() == Path(base.location).resolve():
         raise UserError(f"the output {path} is the base itself", "Choose another with --output.")
     if path.suffix.lower() == ".safetensors":
-        return output_file(path, force=force)
+        return output_file(path, None, force=force)
     refuse_existing(path, force=force)
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / INDEX).is_file()):
         raise UserError(

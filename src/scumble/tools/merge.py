@@ -8,12 +8,12 @@ import torch
 from scumble import console
 from scumble.errors import UserError
 from scumble.families import FAMILIES, BaseModel, locate
-from scumble.formats import AdapterWeights, ModuleWeights, write_adapter
+from scumble.formats import AdapterWeights, ModuleWeights
 from scumble.tools.combine import Method, Part, Recipe
 from scumble.tools.into_adapter import merge_layer
 from scumble.tools.into_base import Target, base_output, merge_into_base
 from scumble.tools.number_formats import cast_adapter, dtype_named
-from scumble.tools.output import output_file
+from scumble.tools.output import output_file, write_output
 from scumble.tools.provenance import merged_metadata, tokens_of
 from scumble.tools.report import Kept, Outcome, kept_lines
 from scumble.tools.sources import Source, layers_of, load
@@ -65,7 +65,8 @@ def merge_files(
         UserError: a source cannot be read or does not fit, or the place cannot be written.
     """
     recipe = Recipe(method, density, seed)
-    target = _target(output, base, rank, dtype_named(dtype), partial=partial, force=force)
+    number_format = dtype_named(dtype)
+    target = _target(output, base, rank, format, number_format, partial=partial, force=force)
     given = [_as_source(source) for source in sources]
     loaded = load(given, factors or {}, partial=partial, allow_pickle=allow_pickle)
     layers, tokens = layers_of(loaded), tokens_of(loaded)
@@ -77,15 +78,17 @@ def merge_files(
         return Outcome(target.path, tuple(lines))
     metadata = merged_metadata(loaded, recipe, allow_other_base=allow_other_base)
     components, kept = _merged(layers, recipe, rank)
-    merged = cast_adapter(AdapterWeights(components, metadata, tokens), dtype_named(dtype))
-    write_adapter(merged, target, next(iter(FAMILIES.values())).key_names, format)
-    return Outcome(target, (*lines, *kept_lines(kept), *_whole_lines(components)), tuple(kept))
+    merged, small = cast_adapter(AdapterWeights(components, metadata, tokens), number_format)
+    lines += [*kept_lines(kept), *_whole_lines(components), *small]
+    lines += write_output(merged, target, next(iter(FAMILIES.values())).key_names, format)
+    return Outcome(target, tuple(lines), tuple(kept))
 
 
 def _target(
     output: str | Path,
     base: str | Path | BaseModel | None,
     rank: int | None,
+    format: str,
     dtype: torch.dtype | None,
     *,
     partial: bool,
@@ -95,7 +98,7 @@ def _target(
     if rank is not None and rank < 1:
         raise UserError(f"the rank is {rank}", "Give a rank of at least 1.")
     if base is None:
-        return output_file(output, force=force)
+        return output_file(output, format, force=force)
     if rank is not None:
         raise UserError("--rank is for a merged adapter, not for a base", "Leave one of them away.")
     found = base if isinstance(base, BaseModel) else locate(str(base))

@@ -1,12 +1,22 @@
 """The number format of what a tool writes."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from scumble.errors import UserError
-from scumble.formats import AdapterWeights, ModuleWeights
-from scumble.tools.reading import DTYPES
+from scumble.formats import AdapterWeights, LearnedToken, ModuleWeights
+from scumble.tools.table import counted
+
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp64": torch.float64,
+}
+"""Number formats by the names that flags and tables give them."""
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:
@@ -20,36 +30,76 @@ def dtype_named(name: str | None) -> torch.dtype | None:
     return None if name is None else DTYPES[name]
 
 
-def cast_adapter(weights: AdapterWeights, dtype: torch.dtype | None) -> AdapterWeights:
-    """Round an adapter's layers once; learned words stay as they are.
+def dtype_name(dtype: torch.dtype) -> str:
+    """Call a number format as flags and tables do."""
+    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype)[6:])
+
+
+def cast_adapter(
+    weights: AdapterWeights, dtype: torch.dtype | None
+) -> tuple[AdapterWeights, list[str]]:
+    """Round every number of an adapter once.
 
     Args:
         weights: of an adapter.
         dtype: wanted; None changes nothing.
 
+    Returns:
+        The adapter, and what should be said of numbers that became 0.
+
     Raises:
-        UserError: a value leaves the range of the number format.
+        UserError: numbers are too large for the format, naming where.
     """
     if dtype is None:
-        return weights
+        return weights, []
+    _refuse_overflow(weights, dtype)
+    vanished = sum(
+        int(((_rounded(tensor, dtype) == 0) & (tensor != 0)).sum())
+        for _, tensor in named_tensors(weights)
+    )
     components = {
-        component: {
-            module: _cast(f"{component}.{module}", entry, dtype)
-            for module, entry in modules.items()
-        }
+        component: {module: _cast(entry, dtype) for module, entry in modules.items()}
         for component, modules in weights.components.items()
     }
-    return replace(weights, components=components)
-
-
-def _cast(name: str, entry: ModuleWeights, dtype: torch.dtype) -> ModuleWeights:
-    tensors = {
-        key: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for key, tensor in entry.tensors.items()
+    tokens = {
+        token: LearnedToken({e: _rounded(rows, dtype) for e, rows in entry.vectors.items()})
+        for token, entry in weights.tokens.items()
     }
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+    small = f"{counted(vanished, 'number')} too small for {dtype_name(dtype)}: now 0"
+    return replace(weights, components=components, tokens=tokens), [small] if vanished else []
+
+
+def named_tensors(weights: AdapterWeights) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of an adapter, under the name of its layer or word."""
+    for component, modules in weights.components.items():
+        for module, entry in modules.items():
+            for tensor in entry.tensors.values():
+                yield f"{component}.{module}", tensor
+    for token, learned in weights.tokens.items():
+        for vectors in learned.vectors.values():
+            yield token, vectors
+
+
+def _refuse_overflow(weights: AdapterWeights, dtype: torch.dtype) -> None:
+    too_large = {
+        name: count
+        for name, tensor in named_tensors(weights)
+        if (count := int(_rounded(tensor, dtype).isinf().sum()))
+    }
+    if too_large:
+        name, others = next(iter(too_large)), len(too_large) - 1
+        places = f"'{name}'" + (f" and {others} more" if others else "")
         raise UserError(
-            f"'{name}' holds values beyond the range of {str(dtype).removeprefix('torch.')}",
-            "Write wider numbers: --dtype fp32 or bf16.",
+            f"{counted(sum(too_large.values()), 'number')} too large for {dtype_name(dtype)}, "
+            f"in {places}",
+            f"Its limit is {torch.finfo(dtype).max:g}. fp32 and bf16 reach further.",
         )
-    return replace(entry, tensors=tensors)
+
+
+def _cast(entry: ModuleWeights, dtype: torch.dtype) -> ModuleWeights:
+    return replace(entry, tensors={n: _rounded(t, dtype) for n, t in entry.tensors.items()})
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another number format; whole numbers, which mark something, stay."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -1,22 +1,36 @@
-"""Where a tool writes: checked before any work is done for it."""
+"""How a tool writes an adapter: its place is checked before any work is done for it."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scumble.errors import UserError
 from scumble.formats.container import require_writable
+from scumble.formats.files import FORMATS, write_adapter
+from scumble.formats.key_names import KeyNames
+from scumble.formats.sidecars import write_sidecars
+from scumble.formats.weights import AdapterWeights
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DESCRIBED = "kohya"
+"""The format whose programs look for a description and a picture beside the file."""
 
 
-def output_file(output: str | Path, *, force: bool) -> Path:
+def output_file(output: str | Path, format: str | None, *, force: bool) -> Path:
     """Refuse a place for an adapter file that cannot, or should not, be written.
 
     Args:
         output: the file to write; missing folders are made when it is written.
+        format: of the file; None where that is not decided yet.
         force: an older file may be replaced.
 
     Raises:
-        UserError: it has another suffix than `.safetensors`, exists already, or its folder cannot
-            be written.
+        UserError: there is no such format, the file has another suffix than `.safetensors`, it or a
+            file that goes beside it exists already, or its folder cannot be written.
     """
+    if format is not None and format not in FORMATS:
+        raise UserError(f"unknown adapter format '{format}'", f"Known: {', '.join(FORMATS)}.")
     path = Path(output).expanduser()
     if path.is_dir():
         raise UserError(f"{path} is a folder", f"Name a file: {path / 'adapter.safetensors'}.")
@@ -26,6 +40,8 @@ def output_file(output: str | Path, *, force: bool) -> Path:
             f"For example: --output {path.with_suffix('.safetensors')}.",
         )
     refuse_existing(path, force=force)
+    if format == DESCRIBED:
+        refuse_existing(path.with_suffix(".json"), force=force)
     require_writable(path.parent, "--output")
     return path
 
@@ -38,3 +54,32 @@ def refuse_existing(path: Path, *, force: bool) -> None:
     """
     if path.exists() and not force:
         raise UserError(f"{path} exists already", "Choose another name, or replace it: --force.")
+
+
+def write_output(
+    weights: AdapterWeights,
+    path: Path,
+    key_names: KeyNames,
+    format: str,
+    preview: "Image | None" = None,
+) -> list[str]:
+    """Write an adapter, and beside it what programs of its format look for.
+
+    Args:
+        weights: of the adapter.
+        path: that `output_file` gave.
+        key_names: the names of its family.
+        format: a name of `FORMATS`.
+        preview: a picture drawn with it.
+
+    Returns:
+        A line for each file beside it.
+
+    Raises:
+        UserError: the format cannot hold the adapter, or the folder cannot be written.
+    """
+    write_adapter(weights, path, key_names, format)
+    if format != DESCRIBED:
+        return []
+    files = write_sidecars(path, weights, key_names, preview)
+    return [f"beside it: {file.name}" for file in files]

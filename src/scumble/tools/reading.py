@@ -3,22 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from scumble.errors import UserError
 from scumble.families import FAMILIES, Family
 from scumble.formats.container import Content, read_content
 from scumble.formats.files import adapter_file, format_of, read_adapter
 from scumble.formats.origins import likely_origin
 from scumble.formats.weights import AdapterWeights
-
-DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "fp64": torch.float64,
-}
-"""Number formats by the names that flags and tables give them."""
 
 MODELS = {
     "model.diffusion_model.": "a whole base model in one file",
@@ -69,11 +59,6 @@ def open_adapter(
     except UserError as error:
         raise _with_origin(error, content) from error
     return Opened(file, family, format_of(content, family.key_names), content, weights)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Call a number format as flags and tables do."""
-    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype)[6:])
 
 
 def _refuse_models(file: Path, content: Content) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scumble.adapters.low_rank import Spectrum
+from scumble.tools.table import counted
 
 
 class Kept(NamedTuple):
@@ -70,8 +71,3 @@ def percent(share: float) -> str:
     if share in (0, 1):
         return f"{100 * share:.0f} %"
     return f"{min(max(100 * share, 0.01), 99.99):.2f} %"
-
-
-def counted(count: int, noun: str) -> str:
-    """A number of things: "1 layer", "2 layers"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

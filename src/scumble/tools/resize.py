@@ -8,12 +8,13 @@ from scumble import console
 from scumble.adapters import ADAPTERS
 from scumble.adapters.low_rank import Spectrum, compress, product_norm, truncated_svd
 from scumble.errors import UserError
-from scumble.formats import AdapterWeights, ModuleWeights, write_adapter
+from scumble.formats import AdapterWeights, ModuleWeights
 from scumble.tools.deltas import adapter_of, factors_of, full_shape, lora_of, weight_shape
 from scumble.tools.number_formats import cast_adapter, dtype_named
-from scumble.tools.output import output_file
+from scumble.tools.output import output_file, write_output
 from scumble.tools.reading import open_adapter
-from scumble.tools.report import Kept, Outcome, counted, kept_lines
+from scumble.tools.report import Kept, Outcome, kept_lines
+from scumble.tools.table import counted
 from scumble.tools.threads import one_thread
 
 WRITABLE = ("peft", "kohya")
@@ -59,7 +60,7 @@ def resize_adapter(
         UserError: the file cannot be read, or a layer's change depends on the base's weights.
     """
     number_format = dtype_named(dtype)
-    path = output_file(output, force=force)
+    path = output_file(output, format, force=force)
     opened = open_adapter(source, partial=partial, allow_pickle=allow_pickle)
     weights = opened.weights
     if not any(weights.components.values()):
@@ -70,10 +71,11 @@ def resize_adapter(
         same = counted(untouched, "layer")
         lines.append(f"{same} of rank {rank} or less, or of none, stay as they were")
     metadata = {k: v for k, v in weights.metadata.items() if not k.startswith(STALE)}
-    made = cast_adapter(AdapterWeights(components, metadata, weights.tokens), number_format)
+    resized = AdapterWeights(components, metadata, weights.tokens)
+    made, small = cast_adapter(resized, number_format)
     own = opened.format if opened.format in WRITABLE else WRITABLE[0]
-    write_adapter(made, path, opened.family.key_names, format or own)
-    return Outcome(path, (*kept_lines(kept), *lines), tuple(kept))
+    beside = write_output(made, path, opened.family.key_names, format or own)
+    return Outcome(path, (*kept_lines(kept), *lines, *small, *beside), tuple(kept))
 
 
 def _resized(
