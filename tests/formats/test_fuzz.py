@@ -12,9 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import scumble
 from scumble.adapters import ADAPTERS
+from scumble.adapters.inject import adapted_layers
 from scumble.errors import UserError
-from scumble.formats import FORMATS, AdapterWeights, read_adapter, write_adapter
+from scumble.formats import (
+    FORMATS,
+    AdapterWeights,
+    LearnedToken,
+    ModuleWeights,
+    read_adapter,
+    write_adapter,
+)
 from scumble.formats.container import MAX_TENSORS, UNSPEAKABLE
 from scumble.formats.soundness import check_sound
 
@@ -254,3 +263,106 @@ def test_settings_beside_a_file_may_be_anything(files, tmp_path):
         file.truncate(2**34)
     with pytest.raises(UserError, match="too big for an adapter's settings"):
         read_adapter(tmp_path, m.NAMES)
+
+
+def other_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Wrong shapes near a right one."""
+    near = [(*shape[:i], n, *shape[i + 1 :]) for i, s in enumerate(shape) for n in (s + 1, 2 * s)]
+    return [*near, (), shape[1:], (*shape, 2), (2, *shape), tuple(reversed(shape))]
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_wrong_shapes_leave_the_model_as_it_was(kind, tiny_pipeline):
+    unet = tiny_pipeline.unet
+    before = {key: tensor.clone() for key, tensor in unet.state_dict().items()}
+    path = m.NORM if kind == "norm_difference" else m.LINEAR
+    entry = m.entry(kind, tuple(unet.get_submodule(path).weight.shape))
+    whole = {name: tuple(tensor.shape) for name, tensor in entry.tensors.items()}
+    refused = 0
+    for name, shape in whole.items():
+        for other in (other for other in other_shapes(shape) if other != shape):
+            tensors = entry.tensors | {name: torch.ones(other)}
+            spoilt = AdapterWeights({"unet": {path: ModuleWeights(kind, tensors, 1.0)}})
+            try:
+                scumble.load_adapter(tiny_pipeline, spoilt)
+            except UserError:
+                refused += 1
+            else:
+                # A form of the same type, such as a factor held at another rank.
+                layer = unet.get_submodule(path)
+                delta = layer.get("adapter").delta(layer.weight)
+                assert delta.shape == layer.weight.shape
+                scumble.unload_adapters(tiny_pipeline)
+            assert not adapted_layers(unet)
+    assert refused >= 5
+    assert all(torch.equal(tensor, before[key]) for key, tensor in unet.state_dict().items())
+
+
+def test_a_rank_too_wide_for_memory_is_refused_before_it_is_taken(tiny_pipeline):
+    rank = 2**22
+    tensors = {"down": torch.ones(rank, 1), "up": torch.ones(1, rank)}
+    spoilt = AdapterWeights({"unet": {m.LINEAR: ModuleWeights("lora", tensors, 1.0)}})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"lora_down\.weight. has shape"):
+        scumble.load_adapter(tiny_pipeline, spoilt)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+
+
+def some_adapter(rng: random.Random) -> AdapterWeights:
+    """Any adapter that could be: layers, types, ranks, alphas and number formats by chance."""
+    torch.manual_seed(rng.randrange(1000))
+    dtype = rng.choice([torch.float32, torch.float16, torch.bfloat16])
+    kinds = rng.sample(sorted(set(ADAPTERS) - {"norm_difference"}), rng.choice([1, 1, 2, 4]))
+    alphas = rng.choice([[2.0], [1.0, 0.1, 4.0], [1 / 3, -2.5, 1000.0]])
+    layers = {}
+    for path in rng.sample(m.NAMES.order["unet"], rng.randint(1, 6)):
+        shape = (8, 6, 3, 3) if path.endswith(("conv1", "conv2")) else (8, 6)
+        rank = rng.choice([1, 2, 2, 5])
+        made = m.entry(rng.choice(kinds), shape, rank, rng.choice(alphas))
+        tensors = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in made.tensors.items()
+        }
+        layers[path] = ModuleWeights(made.type, tensors, made.alpha)
+    tokens = {"<a>": LearnedToken({"text_encoder": torch.randn(2, 8).to(dtype)})}
+    components = rng.choice([{"unet": layers}, {"unet": layers}, {}])
+    tokens = tokens if not components or rng.random() < 0.3 else {}
+    return AdapterWeights(components, {"note": rng.choice(["", "ü", "a\nb"])}, tokens)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_written_is_what_is_read(format, tmp_path):
+    rng = seeded(format, "round trips")
+    kept = 0
+    for _ in range(40):
+        weights = some_adapter(rng)
+        try:
+            path = write_adapter(weights, tmp_path / "a.safetensors", m.NAMES, format)
+        except UserError:
+            assert not list(tmp_path.iterdir())
+            continue
+        kept += 1
+        back = read_adapter(path, m.NAMES)
+        assert back.metadata.items() >= weights.metadata.items()
+        assert back.components.keys() == weights.components.keys()
+        for component, layers in weights.components.items():
+            assert back.components[component].keys() == layers.keys()
+            for name, entry in layers.items():
+                got = back.components[component][name]
+                assert (got.type, got.alpha, got.rank) == (entry.type, entry.alpha, entry.rank)
+                assert_equal(got.tensors, entry.tensors)
+        assert back.tokens.keys() == weights.tokens.keys()
+        for token, learned in weights.tokens.items():
+            assert_equal(back.tokens[token].vectors, learned.vectors)
+        again = write_adapter(weights, tmp_path / "b.safetensors", m.NAMES, format)
+        assert path.read_bytes() == again.read_bytes()
+        path.unlink()
+        again.unlink()
+    assert kept >= {"peft": 20, "kohya": 30, "embedding": 3}.get(format, 0)
+
+
+def assert_equal(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert got.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert got[name].dtype == tensor.dtype
+        assert torch.equal(got[name], tensor)
