@@ -1,0 +1,1 @@
+"""Runs of training as processes and folders: which there are, how far they are, what waits."""

@@ -1,0 +1,1 @@
+"""The web page: train, generate and look after adapters without a terminal."""
