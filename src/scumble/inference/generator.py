@@ -1,7 +1,7 @@
 """From prompts to pictures, for sample pictures while training and for `scumble generate`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,9 +77,21 @@ def draw(pipeline: Any, prompt: str, seed: int, sampling: Sampling) -> Image:
 
 
 def draw_together(
-    pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    after_step: Callable[[int], None] | None = None,
 ) -> list[Image]:
     """Draw several pictures as one batch, each with a prompt and a seed of its own.
+
+    Args:
+        pipeline: that draws.
+        prompts: one for each picture.
+        seeds: one for each picture.
+        sampling: how to draw.
+        after_step: called with the number of denoising steps done, after each; it may raise to
+            stop there.
 
     Raises:
         UserError: a picture came out as NaN, which a viewer would show as black.
@@ -93,6 +105,7 @@ def draw_together(
         guidance_scale=sampling.guidance_scale,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="np",
+        callback_on_step_end=None if after_step is None else _as_callback(after_step),
     )
     for prompt, pixels in zip(prompts, torch.from_numpy(result.images), strict=True):
         if not torch.isfinite(pixels).all():
@@ -102,6 +115,16 @@ def draw_together(
             )
     images: list[Image] = pipeline.numpy_to_pil(result.images)
     return images
+
+
+def _as_callback(after_step: Callable[[int], None]) -> Callable[..., dict[str, Any]]:
+    """What diffusers calls after a step, and may change the latents: this does not."""
+
+    def callback(_pipeline: Any, step: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:
+        after_step(step + 1)
+        return {}
+
+    return callback
 
 
 def draw_all(
@@ -193,9 +216,9 @@ def prepare_pipeline(config: GenerateConfig) -> tuple[Any, list[AdapterWeights]]
         UserError: an adapter or base that cannot be used.
     """
     adapters = [parse_adapter(text) for text in config.adapter]
-    base = _locate_base(config, [source for source, _ in adapters])
+    base = locate_base(config, [source for source, _ in adapters])
     family = family_of(base)
-    _check_size(family, base, config)
+    check_size(family, base, config)
     device = default_device()
     dtype, note = weight_dtype(config.mixed_precision or _native_precision(device), device)
     if note:
@@ -228,7 +251,12 @@ def parse_adapter(text: str) -> tuple[str, float]:
     return (path, value) if path and math.isfinite(value) else (text, 1.0)
 
 
-def _locate_base(config: GenerateConfig, adapters: Sequence[str]) -> BaseModel:
+def locate_base(config: GenerateConfig, adapters: Sequence[str]) -> BaseModel:
+    """Find the base that is named, or the one that the first adapter was trained on.
+
+    Raises:
+        UserError: nothing says which, or it is not there.
+    """
     name = config.pretrained_model_name_or_path
     if name is None:
         name = base_of(adapters[0], allow_pickle=config.allow_pickle)
@@ -247,7 +275,12 @@ def _locate_base(config: GenerateConfig, adapters: Sequence[str]) -> BaseModel:
     )
 
 
-def _check_size(family: Family, base: BaseModel, config: GenerateConfig) -> None:
+def check_size(family: Family, base: BaseModel, config: GenerateConfig) -> None:
+    """Refuse a height or width that the base cannot draw.
+
+    Raises:
+        UserError: it is no multiple of what the base works in.
+    """
     for name in ("height", "width"):
         value = getattr(config, name)
         step = family.geometry(base).size_multiple_px
