@@ -161,3 +161,11 @@ def test_a_closed_folder_is_named_before_any_work(verb, good, refused, tmp_path)
 @pytest.mark.parametrize("path", ["~nobody-of-that-name/a.safetensors", "x" * 300])
 def test_a_path_that_cannot_be_is_named(path, verb, good, refused, tmp_path):
     assert "there can be no adapter at" in refused(commands(Path(path), good, tmp_path)[verb])
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if "inspect" in verb])
+def test_metadata_that_nests_without_end_says_nothing(verb, good, capsys, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file(load_file(good), path, {"ss_tag_frequency": "[" * 50_000})
+    assert run(commands(path, good, tmp_path)[verb]) == 0
+    assert "lora" in capsys.readouterr().out

@@ -134,6 +134,6 @@ def _parsed(text: str | None) -> dict[str, Any]:
     """The JSON object in a text; what is damaged says nothing."""
     try:
         content = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
