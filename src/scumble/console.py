@@ -1,6 +1,7 @@
 """What the user sees while work goes on: plain lines and progress bars, from one process only."""
 
 import os
+import re
 import sys
 from typing import Any
 
@@ -10,12 +11,21 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What a terminal would obey instead of showing it; line ends and tabs are left."""
+
+
+def plain(text: str) -> str:
+    """Text as it may be printed, whatever file it comes from: control characters are spelled."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def say(text: str) -> None:
     """Print a line, above any progress bar."""
     if is_main_process():
         from tqdm import tqdm
 
-        tqdm.write(text, file=sys.stdout)
+        tqdm.write(plain(text), file=sys.stdout)
         sys.stdout.flush()
 
 

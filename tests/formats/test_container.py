@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from scumble.errors import UserError
-from scumble.formats.container import read_content, write_atomically
+from scumble.formats.container import read_content, user_path, write_atomically
 
 
 def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
@@ -103,3 +103,9 @@ def test_other_files_are_of_neither_kind(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(UserError, match=r"a\.pt is not a readable safetensors file"):
         read_content(tmp_path / "a.pt", allow_pickle=True)
+
+
+@pytest.mark.parametrize("text", ["~nobody-is-called-so/a", "x" * 300])
+def test_a_path_that_can_lead_nowhere_is_named(text: str) -> None:
+    with pytest.raises(UserError, match="there can be nothing at"):
+        user_path(text)

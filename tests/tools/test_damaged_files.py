@@ -160,7 +160,7 @@ def test_a_closed_folder_is_named_before_any_work(verb, good, refused, tmp_path)
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in MODELS])
 @pytest.mark.parametrize("path", ["~nobody-of-that-name/a.safetensors", "x" * 300])
 def test_a_path_that_cannot_be_is_named(path, verb, good, refused, tmp_path):
-    assert "there can be no adapter at" in refused(commands(Path(path), good, tmp_path)[verb])
+    assert "there can be nothing at" in refused(commands(Path(path), good, tmp_path)[verb])
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if "inspect" in verb])

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from scumble import console
 from scumble.errors import Stopped, UserError
 
 VERBS = {
@@ -102,5 +103,5 @@ def _write(text: str) -> None:
 
 def _fail(text: str, code: int) -> int:
     sys.stdout.flush()
-    sys.stderr.write(f"scumble: {text}\n")
+    sys.stderr.write(f"scumble: {console.plain(text)}\n")
     return code

@@ -8,7 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-from scumble.errors import UserError, first_line
+from scumble.errors import UserError
+from scumble.families.hub_failures import explain
+from scumble.formats.container import user_path
 
 BUILT_IN = {"scumble-tiny": "tiny"}
 """Name of a base that ships with the package -> its folder under assets/."""
@@ -54,8 +56,10 @@ class BaseModel:
     @property
     def reference(self) -> str:
         """A name that finds it again from anywhere on this machine."""
-        is_path = self._is_local and self.name not in BUILT_IN
-        return str(Path(self.location).absolute()) if is_path else self.name
+        if self._is_local:
+            is_path = self.name not in BUILT_IN
+            return str(Path(self.location).absolute()) if is_path else self.name
+        return f"{self.name}@{self.revision}" if self.revision else self.name
 
     @property
     def _is_local(self) -> bool:
@@ -131,8 +135,8 @@ def locate(
 
     Args:
         name: "scumble-tiny", a folder in diffusers' layout, a `.safetensors` or `.ckpt` checkpoint,
-            or a Hub id ("user/name").
-        revision: Hub revision.
+            or a Hub id ("user/name", or "user/name@revision").
+        revision: Hub revision, where the name does not say it.
         variant: weight variant such as "fp16".
         prediction_type: overrides the base's own setting.
         cache_dir: where downloads are kept.
@@ -143,13 +147,13 @@ def locate(
     if name in BUILT_IN:
         location = str(files("scumble") / "assets" / BUILT_IN[name])
     else:
-        location = str(Path(name).expanduser())
+        location = str(user_path(name))
     path = Path(location)
     if path.is_dir():
         pipeline_class = _pipeline_class(path / "model_index.json", name)
     elif path.is_file() and location.endswith(CHECKPOINT_SUFFIXES):
         pipeline_class = "StableDiffusionPipeline"
-    elif path.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    elif path.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", name):
         close = difflib.get_close_matches(name, BUILT_IN, n=1)
         raise UserError(
             f"there is no base model at '{name}'",
@@ -159,7 +163,13 @@ def locate(
             "stable-diffusion-v1-5/stable-diffusion-v1-5, or scumble-tiny.",
         )
     else:
-        location = name
+        name, _, given = name.partition("@")
+        if given and revision and given != revision:
+            raise UserError(
+                f"'{name}@{given}' and --revision {revision} name two revisions",
+                "Give one of them.",
+            )
+        location, revision = name, given or revision
         index = _hub_file(name, "model_index.json", revision, cache_dir)
         pipeline_class = _pipeline_class(index, name)
     return BaseModel(name, location, pipeline_class, revision, variant, prediction_type, cache_dir)
@@ -185,12 +195,11 @@ def _pipeline_class(index: Path, name: str) -> str:
 
 def _hub_file(repo_id: str, file_name: str, revision: str | None, cache_dir: str | None) -> Path:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RevisionNotFoundError
 
     try:
         return Path(hf_hub_download(repo_id, file_name, revision=revision, cache_dir=cache_dir))
     except Exception as error:
-        reason = first_line(error)
-        raise UserError(
-            f"cannot get {file_name} of '{repo_id}', neither a local path nor reachable on the Hub",
-            f"Check the spelling, the network, and access to the model ({reason}).",
-        ) from error
+        is_revision = isinstance(error, RevisionNotFoundError)
+        what = (revision or "main") if is_revision else file_name
+        raise explain(error, repo_id, what) from error

@@ -125,6 +125,21 @@ def container_bytes(content: Content) -> bytes:
     return struct.pack("<Q", len(head)) + head + written[8 + length :]
 
 
+def user_path(text: str | Path) -> Path:
+    """The path that a user means, `~` for the home folder included; nothing need be there.
+
+    Raises:
+        UserError: there can be nothing: too long a name, or the home of nobody.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"there can be nothing at {str(text)[:200]} ({reason})") from error
+    return path
+
+
 def require_writable(folder: Path, flag: str) -> None:
     """Refuse a folder that could not be made or written, before long work is done for it.
 

@@ -6,7 +6,13 @@ from typing import NamedTuple
 
 from scumble.errors import UserError
 from scumble.formats import attn_procs, cloneofsimo, embedding, kohya, peft
-from scumble.formats.container import Content, container_bytes, read_content, write_atomically
+from scumble.formats.container import (
+    Content,
+    container_bytes,
+    read_content,
+    user_path,
+    write_atomically,
+)
 from scumble.formats.key_names import KeyNames
 from scumble.formats.origins import looks_like
 from scumble.formats.pickled import is_pickled, refusal
@@ -63,14 +69,9 @@ def adapter_file(source: str | Path, *, allow_pickle: bool = False) -> Path:
     Raises:
         UserError: nothing is there, or something pickled that is not to be opened.
     """
-    try:
-        path = Path(source).expanduser()
-        path = _inside(path) if path.is_dir() else path
-        is_there = path.is_file()
-    except (OSError, RuntimeError) as error:  # such as too long a name, or a user's home that lacks
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"there can be no adapter at {str(source)[:200]} ({reason})") from error
-    if not is_there:
+    path = user_path(source)
+    path = _inside(path) if path.is_dir() else path
+    if not path.is_file():
         raise UserError(
             f"there is no adapter at {path}",
             "Give the .safetensors file, or the folder that a training run wrote.",

@@ -11,6 +11,7 @@ from scumble.adapters import blend, inject
 from scumble.errors import UserError
 from scumble.families import FAMILIES, Family
 from scumble.formats import AdapterWeights
+from scumble.hub.pull import local_adapter
 from scumble.inference import fitting, tokens
 
 DEFAULT_FAMILY = "stable_diffusion"
@@ -19,6 +20,8 @@ DEFAULT_FAMILY = "stable_diffusion"
 def read_adapter(
     path: str | Path,
     *,
+    weight_name: str | None = None,
+    revision: str | None = None,
     family: str = DEFAULT_FAMILY,
     allow_pickle: bool = False,
     partial: bool = False,
@@ -26,7 +29,9 @@ def read_adapter(
     """Read an adapter file of any format without a model.
 
     Args:
-        path: the file, or the folder that a training run wrote.
+        path: the file, the folder that a training run wrote, or a Hub id such as user/name.
+        weight_name: the file to take, where a folder or the Hub has several.
+        revision: branch, tag or commit on the Hub.
         family: the family that the adapter belongs to.
         allow_pickle: read pickled files too (.bin, .pt); tensors alone are taken from them.
         partial: read what can be placed, and list the rest in `left_out`.
@@ -38,6 +43,7 @@ def read_adapter(
         UserError: missing, damaged or unknown; nothing is returned half-read.
     """
     key_names = FAMILIES[family].key_names
+    path = local_adapter(path, weight_name=weight_name, revision=revision)
     return formats.read_adapter(path, key_names, allow_pickle=allow_pickle, partial=partial)
 
 
@@ -73,6 +79,8 @@ def load_adapter(
     *,
     name: str | None = None,
     strength: float = 1.0,
+    weight_name: str | None = None,
+    revision: str | None = None,
     allow_pickle: bool = False,
     partial: bool = False,
 ) -> str:
@@ -82,10 +90,13 @@ def load_adapter(
 
     Args:
         pipeline: for example a StableDiffusionPipeline.
-        source: an adapter file, the folder of a training run, or weights already read.
+        source: an adapter file, the folder of a training run, a Hub id such as user/name, or
+            weights already read.
         name: to set its strength or unload it by; made from the source if not given.
         strength: 1.0 acts as trained, 0.5 half as much, negative the other way. Learned tokens
             have none: they act where a prompt has them.
+        weight_name: the file to take, where a folder or the Hub has several.
+        revision: branch, tag or commit on the Hub.
         allow_pickle: read pickled files too (.bin, .pt); tensors alone are taken from them.
         partial: load what fits, and say what was left out.
 
@@ -101,7 +112,8 @@ def load_adapter(
         weights, name = source, name or "adapter"
     else:
         options = {"allow_pickle": allow_pickle, "partial": partial}
-        weights = formats.read_adapter(source, family.key_names, **options)
+        path = local_adapter(source, weight_name=weight_name, revision=revision)
+        weights = formats.read_adapter(path, family.key_names, **options)
         name = name or _name_of(Path(source))
     if weights.is_empty:
         raise UserError(f"the adapter '{name}' has no tensors", "Nothing was loaded.")
@@ -119,7 +131,7 @@ def load_adapter(
             inject.attach(model, name, plan, strength)
             attached.append(model)
         tokens.load_tokens(pipeline, family, name, weights.tokens)
-    except UserError:
+    except BaseException:
         for model in attached:
             inject.eject(model, name)
         raise

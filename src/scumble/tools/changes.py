@@ -11,8 +11,9 @@ from torch import Tensor
 from scumble.adapters import ADAPTERS
 from scumble.adapters.low_rank import product_norm
 from scumble.errors import UserError
+from scumble.formats.layer_shapes import weight_shape
 from scumble.formats.weights import ModuleWeights
-from scumble.tools.deltas import adapter_of, factors_of, weight_shape
+from scumble.tools.deltas import adapter_of, factors_of
 
 
 def norm_of(entry: ModuleWeights) -> float | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scumble.errors import UserError
+from scumble.formats.container import user_path
 from scumble.formats.weights import AdapterWeights
 from scumble.tools.number_formats import cast_adapter, dtype_name, dtype_named, named_tensors
 from scumble.tools.output import DESCRIBED, output_file, refuse_existing, write_output
@@ -79,7 +80,7 @@ def _beside(
     from PIL import Image
 
     try:
-        with Image.open(Path(preview).expanduser()) as opened:
+        with Image.open(user_path(preview)) as opened:
             return opened.copy()
     except (OSError, Image.DecompressionBombError) as error:
         raise UserError(f"the preview {preview} cannot be read as a picture ({error})") from error

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from scumble.adapters import ADAPTERS, Adapter, LayerSpec, LoRA
 from scumble.adapters.low_rank import Factors
-from scumble.errors import UserError
 from scumble.formats import ModuleWeights
+from scumble.formats.layer_shapes import weight_shape
 
 KERNELS = {"conv1": 3, "conv2": 3, "conv_in": 3, "conv_out": 3, "conv": 3}
 """Names of convolutions whose kernel is wider than 1, in every UNet of diffusers -> its edge."""
@@ -83,25 +83,6 @@ def lora_of(factors: Factors, weight_shape: Sequence[int], *, scale: float = 1.0
     return ModuleWeights("lora", tensors, scale * factors.rank)
 
 
-def weight_shape(entry: ModuleWeights) -> tuple[int, ...] | None:
-    """The shape of the layer's weight, as far as the adapter's tensors tell it.
-
-    Returns:
-        The shape; a kernel is flattened into the second dimension where the file has it so. None
-        for types that scale the frozen weight and do not tell.
-
-    Raises:
-        UserError: the tensors are of shapes that do not go together.
-    """
-    names = ADAPTERS[entry.type].file_names
-    shapes = {names[name]: tuple(tensor.shape) for name, tensor in entry.tensors.items()}
-    try:
-        return _weight_shape(shapes)
-    except (IndexError, KeyError) as error:
-        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise UserError(f"its tensors do not go together: {listed}") from error
-
-
 def full_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Give a flattened kernel its edges back, where the layer's name tells them.
 
@@ -113,26 +94,3 @@ def full_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) != 2 or edge == 1 or shape[1] % edge**2:
         return shape
     return (shape[0], shape[1] // edge**2, edge, edge)
-
-
-def _weight_shape(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
-    if "lora_up.weight" in shapes:
-        down = shapes["lora_down.weight"]
-        kernel = shapes.get("lora_mid.weight", down)[2:]
-        return (shapes["lora_up.weight"][0], down[1], *kernel)
-    if "hada_w1_a" in shapes:
-        return _product(shapes, "hada_w1_a", "hada_w1_b", "hada_t1")
-    if "lokr_w1" in shapes or "lokr_w1_a" in shapes:
-        small = shapes.get("lokr_w1") or _product(shapes, "lokr_w1_a", "lokr_w1_b", "lokr_t1")
-        large = shapes.get("lokr_w2") or _product(shapes, "lokr_w2_a", "lokr_w2_b", "lokr_t2")
-        return (small[0] * large[0], small[1] * large[1], *large[2:])
-    return shapes.get("diff") or shapes.get("w_norm")
-
-
-def _product(
-    shapes: dict[str, tuple[int, ...]], left: str, right: str, core: str
-) -> tuple[int, ...]:
-    """Of two factors; where a core is between them (Tucker form), the left one lies turned."""
-    if core in shapes:
-        return (shapes[left][1], shapes[right][1], *shapes[core][2:])
-    return (shapes[left][0], shapes[right][1])

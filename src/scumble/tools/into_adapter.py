@@ -16,8 +16,9 @@ from scumble.adapters.low_rank import (
 )
 from scumble.errors import UserError
 from scumble.formats import ModuleWeights
+from scumble.formats.layer_shapes import weight_shape
 from scumble.tools.combine import Part, Recipe
-from scumble.tools.deltas import adapter_of, factors_of, full_shape, lora_of, weight_shape
+from scumble.tools.deltas import adapter_of, factors_of, full_shape, lora_of
 from scumble.tools.report import Kept
 
 

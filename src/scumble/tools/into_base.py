@@ -16,7 +16,7 @@ from scumble.errors import UserError
 from scumble.families import BaseModel
 from scumble.families.fingerprint import FINGERPRINT, fingerprint
 from scumble.formats import AdapterWeights, LearnedToken, write_adapter
-from scumble.formats.container import require_writable
+from scumble.formats.container import require_writable, user_path
 from scumble.formats.files import EMBEDS_NAME
 from scumble.formats.streaming import write_streamed
 from scumble.tools.base_checkpoint import checkpoint_file
@@ -45,7 +45,7 @@ def base_output(output: str | Path, base: BaseModel, *, force: bool) -> Path:
     Raises:
         UserError: it is there already, or is the base itself, or cannot be written.
     """
-    path = Path(output).expanduser()
+    path = user_path(output)
     if Path(base.location).exists() and path.resolve() == Path(base.location).resolve():
         raise UserError(f"the output {path} is the base itself", "Choose another with --output.")
     if path.suffix.lower() == ".safetensors":

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scumble.errors import UserError
-from scumble.formats.container import require_writable
+from scumble.formats.container import require_writable, user_path
 from scumble.formats.files import FORMATS, write_adapter
 from scumble.formats.key_names import KeyNames
 from scumble.formats.sidecars import write_sidecars
@@ -31,7 +31,7 @@ def output_file(output: str | Path, format: str | None, *, force: bool) -> Path:
     """
     if format is not None and format not in FORMATS:
         raise UserError(f"unknown adapter format '{format}'", f"Known: {', '.join(FORMATS)}.")
-    path = Path(output).expanduser()
+    path = user_path(output)
     if path.is_dir():
         raise UserError(f"{path} is a folder", f"Name a file: {path / 'adapter.safetensors'}.")
     if path.suffix.lower() != ".safetensors":

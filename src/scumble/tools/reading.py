@@ -9,6 +9,7 @@ from scumble.formats.container import Content, read_content
 from scumble.formats.files import adapter_file, format_of, read_adapter
 from scumble.formats.origins import likely_origin
 from scumble.formats.weights import AdapterWeights
+from scumble.hub.pull import local_adapter
 
 MODELS = {
     "model.diffusion_model.": "a whole base model in one file",
@@ -41,7 +42,7 @@ def open_adapter(
     """Read an adapter file of any format.
 
     Args:
-        path: the file, or the folder that a training run wrote.
+        path: the file, the folder that a training run wrote, or a Hub id such as user/name.
         partial: read what can be placed, and list the rest in `left_out` of the weights.
         allow_pickle: read pickled files too; tensors alone are taken from them.
         outline: leave the numbers unread.
@@ -50,7 +51,7 @@ def open_adapter(
         UserError: it cannot be read, or is a model and no adapter.
     """
     family = next(iter(FAMILIES.values()))
-    file = adapter_file(path, allow_pickle=allow_pickle)
+    file = adapter_file(local_adapter(path), allow_pickle=allow_pickle)
     content = read_content(file, outline=True, allow_pickle=allow_pickle)
     _refuse_models(file, content)
     options = {"allow_pickle": allow_pickle, "partial": partial, "outline": outline}

@@ -9,7 +9,8 @@ from scumble.adapters import ADAPTERS
 from scumble.adapters.low_rank import Spectrum, compress, product_norm, truncated_svd
 from scumble.errors import UserError
 from scumble.formats import AdapterWeights, ModuleWeights
-from scumble.tools.deltas import adapter_of, factors_of, full_shape, lora_of, weight_shape
+from scumble.formats.layer_shapes import weight_shape
+from scumble.tools.deltas import adapter_of, factors_of, full_shape, lora_of
 from scumble.tools.number_formats import cast_adapter, dtype_named
 from scumble.tools.output import output_file, write_output
 from scumble.tools.reading import open_adapter
