@@ -197,7 +197,7 @@ def keys(raw: bytes, rng: random.Random) -> Iterator[bytes]:
 def settings(raw: bytes, rng: random.Random) -> Iterator[bytes]:
     """The file with damaged settings, under every name that some format looks at."""
     tensors, metadata = taken_apart(raw)
-    for name in ("lora_adapter_metadata", "adapter_config.json", "training", "text_encoder", "<a>"):
+    for name in ("lora_adapter_metadata", "training", "text_encoder", "<a>"):
         for config in CONFIGS:
             yield put_together(tensors, {**metadata, name: config})
     yield put_together(tensors, {**metadata, "x": rng.randbytes(9).decode("latin-1")})

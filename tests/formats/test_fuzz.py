@@ -255,7 +255,9 @@ def test_a_path_that_cannot_be_is_named(path, monkeypatch, tmp_path):
 
 
 def test_settings_beside_a_file_may_be_anything(files, tmp_path):
-    (tmp_path / "a.safetensors").write_bytes(files["ia3 peft"].read_bytes())
+    tensors, metadata = m.taken_apart(files["ia3 peft"].read_bytes())
+    own = {key.replace("unet.", "base_model.model."): tensor for key, tensor in tensors.items()}
+    (tmp_path / "a.safetensors").write_bytes(m.put_together(own, metadata))
     (tmp_path / "adapter_config.json").write_bytes(b"\xff\xfe[[[[")
     with pytest.raises(UserError, match="settings are damaged"):
         read_adapter(tmp_path, m.NAMES)

@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Number formats that tensors of adapters may have."""
 
 SETTINGS_NAME = "adapter_config.json"
-"""PEFT's settings, which lie beside its file; among the metadata they have this key."""
+"""PEFT's settings, which lie beside its own files."""
 
 MAX_TENSORS, MAX_KEY = 20_000, 300
 """Limits of how many tensors there are and how long their names, twice what any adapter has."""
@@ -42,11 +42,13 @@ class Content:
             one element.
         metadata: text that the file says of itself.
         name: of the file without its suffix, for formats that say something by it.
+        settings: text of the file of settings beside it, for formats that have one.
     """
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
+    settings: str = ""
 
 
 def read_content(path: Path, *, outline: bool = False, allow_pickle: bool = False) -> Content:
@@ -69,13 +71,18 @@ def read_content(path: Path, *, outline: bool = False, allow_pickle: bool = Fals
         _check_keys(path, tensors)
     else:
         raise refusal(path)
-    beside = path.with_name(SETTINGS_NAME)
-    if beside.is_file():
-        metadata[SETTINGS_NAME] = _settings(beside)
     return Content(tensors, metadata, path.stem)
 
 
-def _settings(path: Path) -> str:
+def settings_beside(file: Path) -> str:
+    """The text of PEFT's settings in the folder of a file; empty where there are none.
+
+    Raises:
+        UserError: they cannot be read, or are no settings of an adapter.
+    """
+    path = file.with_name(SETTINGS_NAME)
+    if not path.is_file():
+        return ""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             text = file.read(MAX_HEADER + 1)

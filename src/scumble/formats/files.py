@@ -1,6 +1,7 @@
 """Read and write adapter files of any format."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from scumble.formats.container import (
     Content,
     container_bytes,
     read_content,
+    settings_beside,
     user_path,
     write_atomically,
 )
@@ -134,6 +136,8 @@ def read_adapter(
     content = read_content(file, outline=outline, allow_pickle=allow_pickle)
     if not content.tensors:
         raise UserError(f"{path} holds no adapter: it has no tensors")
+    if peft.has_settings_beside(content):
+        content = replace(content, settings=settings_beside(file))
     try:
         weights = FORMATS[format_of(content, key_names)].read(content, key_names)
         check_sound(weights)

@@ -11,7 +11,7 @@ from scumble.adapters import ADAPTERS
 from scumble.errors import UserError
 from scumble.formats.assemble import ALPHA, Parts, number_of, tensor_names
 from scumble.formats.bundle import TOKEN_PREFIX, add_token, bundled
-from scumble.formats.container import DTYPES, SETTINGS_NAME, Content
+from scumble.formats.container import DTYPES, Content
 from scumble.formats.key_names import KeyNames
 from scumble.formats.kohya_metadata import kohya_metadata
 from scumble.formats.origins import looks_like
@@ -54,8 +54,7 @@ def read(content: Content, key_names: KeyNames) -> AdapterWeights:
             parts.add(component, module, name, key, tensor)
         elif name != SCALAR or not any(f"{stem}.{part}" in content.tensors for part in SCALED):
             parts.leave(key, f"is not a tensor of any known adapter type{looks_like(key)}")
-    kept = {k: v for k, v in content.metadata.items() if k != SETTINGS_NAME}
-    return AdapterWeights(parts.modules(), kept, tokens, parts.left_out)
+    return AdapterWeights(parts.modules(), dict(content.metadata), tokens, parts.left_out)
 
 
 def _place(stem: str, key_names: KeyNames) -> tuple[str, str]:

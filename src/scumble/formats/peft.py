@@ -18,7 +18,7 @@ from scumble.adapters import ADAPTERS
 from scumble.errors import UserError
 from scumble.formats.assemble import ALPHA, Parts, tensor_names
 from scumble.formats.bundle import TOKEN_PREFIX, add_token, bundled
-from scumble.formats.container import SETTINGS_NAME, Content
+from scumble.formats.container import Content
 from scumble.formats.key_names import KeyNames
 from scumble.formats.peft_patterns import LayerTable
 from scumble.formats.weights import AdapterWeights, LearnedToken, ModuleWeights
@@ -60,6 +60,11 @@ def recognises(content: Content, key_names: KeyNames) -> bool:
     return any(key.startswith(starts) for key in content.tensors)
 
 
+def has_settings_beside(content: Content) -> bool:
+    """Whether a file is one of PEFT's own, which say in a file beside them what they mean."""
+    return any(key.startswith(BARE_PREFIX) for key in content.tensors)
+
+
 def read(content: Content, key_names: KeyNames) -> AdapterWeights:
     """Read a file in any spelling that diffusers and PEFT have used.
 
@@ -90,8 +95,7 @@ def read(content: Content, key_names: KeyNames) -> AdapterWeights:
     for component, modules in components.items():
         for module, entry in modules.items():
             _settle(entry, config.get(component, {}), module)
-    settings = (CONFIG_KEY, SETTINGS_NAME)
-    kept = {k: v for k, v in content.metadata.items() if k not in settings}
+    kept = {k: v for k, v in content.metadata.items() if k != CONFIG_KEY}
     return AdapterWeights(components, kept, tokens, parts.left_out)
 
 
@@ -201,7 +205,7 @@ def _split(rest: str) -> tuple[str, str]:
 
 
 def _configuration(content: Content, key_names: KeyNames) -> dict[str, dict[str, Any]]:
-    """Ranks and alphas by component, from the metadata or PEFT's adapter_config.json beside it."""
+    """Ranks and alphas by component, from the metadata or PEFT's settings beside its own file."""
     metadata = content.metadata
     config: dict[str, dict[str, Any]] = {}
     with _refusing_damage():
@@ -209,8 +213,8 @@ def _configuration(content: Content, key_names: KeyNames) -> dict[str, dict[str,
             for key, value in json.loads(metadata[CONFIG_KEY]).items():
                 component, _, name = key.partition(".")
                 config.setdefault(component, {})[name] = value
-        elif SETTINGS_NAME in metadata:
-            config[key_names.components[0]] = dict(json.loads(metadata[SETTINGS_NAME]))
+        elif content.settings:
+            config[key_names.components[0]] = dict(json.loads(content.settings))
         for settings in config.values():
             for name in PATTERNS:
                 settings[name] = LayerTable(settings.get(name) or {})
