@@ -1,7 +1,9 @@
 """The output folder of a run: who may write into it, and its record in run.json."""
 
 import json
+import os
 import platform
+import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -27,10 +29,12 @@ class Record:
     Args:
         config: the resolved settings.
         facts: everything found out on the way: counts, times, files.
+        started: when this sitting began, in seconds since 1970.
     """
 
     config: TrainConfig
     facts: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
 
     def save(self, status: str) -> None:
         """Write the record.
@@ -41,14 +45,27 @@ class Record:
         Raises:
             UserError: the folder cannot be written.
         """
+        folder = Path(self.config.output_dir)
+        if status == "finished":
+            self.facts["result"] = result_of(folder).name
         content = {
             "status": status,
+            "started": self.started,
+            "process": this_process(),
             "settings": self.config.to_dict(),
             "versions": versions(),
             **self.facts,
         }
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(Path(self.config.output_dir) / RECORD_NAME, text.encode())
+        write_atomically(folder / RECORD_NAME, text.encode())
+
+
+def this_process() -> dict[str, Any]:
+    """What tells this process from any other, so that a run that was cut off is known as one."""
+    import psutil
+
+    started = float(psutil.Process().create_time())
+    return {"pid": os.getpid(), "started": started, "host": platform.node()}
 
 
 def versions() -> dict[str, str]:

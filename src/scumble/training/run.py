@@ -73,7 +73,11 @@ def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainRes
     _say_prompt_without_word(config)
     start_trackers(runtime.accelerator, config)
     base = workshop.components.base
-    facts = {"base": base.reference, "examples": len(workshop.gathered.train.examples)}
+    facts = {
+        "base": base.reference,
+        "examples": len(workshop.gathered.train.examples),
+        "total_steps": sum(phase.max_steps for phase in phases),
+    }
     record = Record(config, facts)
     state = _continue_from(checkpoint, workshop, phases) if checkpoint is not None else None
     for line in describe(config):
