@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scumble.formats.container import read_content
 from scumble.formats.files import adapter_file
+from scumble.hub.pull import local_adapter
 
 
 def base_of(source: str | Path, *, allow_pickle: bool = False) -> str | None:
@@ -16,10 +17,10 @@ def base_of(source: str | Path, *, allow_pickle: bool = False) -> str | None:
     and in the model card.
 
     Args:
-        source: an adapter file, or the folder of a training run.
+        source: an adapter file, the folder of a training run, or a Hub id such as user/name.
         allow_pickle: read pickled files too, which have no metadata.
     """
-    path = adapter_file(source, allow_pickle=allow_pickle)
+    path = adapter_file(local_adapter(source), allow_pickle=allow_pickle)
     record = path.with_name("run.json")
     try:
         base = str(json.loads(record.read_text("utf-8"))["base"])

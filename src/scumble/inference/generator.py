@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from scumble.config import GenerateConfig
 from scumble.errors import UserError
 from scumble.families import BaseModel, Components, Family, family_of, locate
 from scumble.formats import AdapterWeights, read_adapter
+from scumble.hub.pull import local_adapter
 from scumble.inference.base_of import base_of
 from scumble.inference.device import default_device, weight_dtype
 from scumble.inference.loading import load_adapter, unload_adapters
@@ -216,7 +218,8 @@ def prepare_pipeline(config: GenerateConfig) -> tuple[Any, list[AdapterWeights]]
         UserError: an adapter or base that cannot be used.
     """
     adapters = [parse_adapter(text) for text in config.adapter]
-    base = locate_base(config, [source for source, _ in adapters])
+    files = [local_adapter(source) for source, _ in adapters]
+    base = locate_base(config, files)
     family = family_of(base)
     check_size(family, base, config)
     device = default_device()
@@ -224,7 +227,7 @@ def prepare_pipeline(config: GenerateConfig) -> tuple[Any, list[AdapterWeights]]
     if note:
         console.say(note)
     options = {"allow_pickle": config.allow_pickle, "partial": config.partial}
-    loaded = [read_adapter(source, family.key_names, **options) for source, _ in adapters]
+    loaded = [read_adapter(file, family.key_names, **options) for file in files]
     components = Components(base)
     family.load(components, family.components, dtype)
     pipeline = build_pipeline(family, components)
@@ -251,7 +254,7 @@ def parse_adapter(text: str) -> tuple[str, float]:
     return (path, value) if path and math.isfinite(value) else (text, 1.0)
 
 
-def locate_base(config: GenerateConfig, adapters: Sequence[str]) -> BaseModel:
+def locate_base(config: GenerateConfig, adapters: Sequence[str | Path]) -> BaseModel:
     """Find the base that is named, or the one that the first adapter was trained on.
 
     Raises:
