@@ -234,8 +234,9 @@ def _time_left(steps: list[dict[str, Any]], total: int | None) -> float | None:
     if total is None or len(steps) < 2:
         return None
     first, last = steps[0], steps[-1]
-    pace = float(last["elapsed_s"] - first["elapsed_s"]) / (last["step"] - first["step"])
-    return pace * max(0, total - int(last["step"]))
+    pace: float = (last["elapsed_s"] - first["elapsed_s"]) / (last["step"] - first["step"])
+    remaining: int = total - last["step"]
+    return max(0.0, pace * remaining)
 
 
 def _samples(folder: Path) -> tuple[Path, ...]:
