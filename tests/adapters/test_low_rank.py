@@ -1,6 +1,7 @@
 """Low-rank factors: exact sums, norms, and truncations against dense float64 SVDs."""
 
 import math
+import resource
 
 import pytest
 import torch
@@ -103,6 +104,13 @@ def test_only_products_of_one_shape_can_be_stacked() -> None:
 def test_the_norm_is_that_of_the_product(shape: tuple[int, int, int]) -> None:
     factors = random_factors(*shape)
     assert product_norm(factors) == pytest.approx(float(product(factors).norm()), rel=1e-12)
+
+
+def test_a_rank_far_beyond_the_layer_costs_no_more_than_the_layer() -> None:
+    factors = random_factors(8, 8, 20_000, dtype=torch.float32)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert product_norm(factors) == pytest.approx(float(product(factors).norm()), rel=1e-6)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
 
 
 @pytest.mark.parametrize("seed", range(6))  # rounding leaves a square above or below zero

@@ -209,8 +209,13 @@ def bombs(folder: Path) -> Iterator[tuple[str, bytes]]:
     thin = m.filled((2**40, 0))
     key = f"unet.{m.LINEAR}.lora.{{}}.weight"
     yield "rank", m.put_together({key.format("down"): thin, key.format("up"): thin}, {})
-    pair = (m.filled((1, 2**18)), m.filled((2**18, 1)))
+    pair = (m.filled((1, 2**14)), m.filled((2**14, 1)))
     yield "layer", m.put_together(dict(zip(map(key.format, ("down", "up")), pair, strict=True)), {})
+    names = ("lora_down.weight", "lora_mid.weight", "lora_up.weight")
+    parts = (m.filled((64, 2000, 1, 1)), m.filled((64, 64, 32, 32)), m.filled((1, 64, 1, 1)))
+    stem = f"lora_unet_{m.CONV.replace('.', '_')}"
+    tucker = {f"{stem}.{name}": part for name, part in zip(names, parts, strict=True)}
+    yield "kernel", m.put_together(tucker, {})
     nothing = m.filled((0,))
     yield "keys", m.put_together({str(n): nothing for n in range(MAX_TENSORS + 1)}, {})
     for is_zip in (True, False):
@@ -250,7 +255,7 @@ def test_half_a_character_in_a_pickle_is_refused_or_replaced(tmp_path):
 @pytest.mark.parametrize("path", ["~nobody-of-that-name/a", "a" * 5000, "a\0b", ""])
 def test_a_path_that_cannot_be_is_named(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"adapter at|holds no"):
+    with pytest.raises(UserError, match=r"adapter at|holds no|can be nothing at"):
         read_adapter(path, m.NAMES)
 
 

@@ -99,7 +99,11 @@ class LoRA(Adapter):
         frozen_O: Tensor = torch.linalg.vector_norm(weight, dim=axes, dtype=dtype).square()
         cross_RO = LayerSpec(self.layer.weight_shape).apply(down.to(weight.dtype), weight)
         down_RI = down.flatten(1)
-        twice_OR = 2 * cross_RO.flatten(1).T.to(dtype) + up_OR @ (down_RI @ down_RI.T)
+        if len(down_RI) <= down_RI.shape[1]:
+            squares_OR = up_OR @ (down_RI @ down_RI.T)
+        else:
+            squares_OR = (up_OR @ down_RI) @ down_RI.T
+        twice_OR = 2 * cross_RO.flatten(1).T.to(dtype) + squares_OR
         return frozen_O + (up_OR * twice_OR).sum(1)
 
     @property

@@ -123,7 +123,7 @@ def stack(parts: Sequence[tuple[float, Factors]]) -> Factors:
 
 
 def product_norm(factors: Factors) -> float:
-    """The Frobenius norm of up @ down from two R x R matrices, without forming the product.
+    """The Frobenius norm of up @ down from two R x R matrices, or the product where it is smaller.
 
     Products that cancel leave a norm of about 1e-8 of the norms of their parts.
 
@@ -131,6 +131,8 @@ def product_norm(factors: Factors) -> float:
         UserError: the shapes do not fit, or a value is NaN or infinite.
     """
     down_RI, up_OR = _float64(factors)
+    if factors.rank > min(up_OR.shape[0], down_RI.shape[1]):
+        return float((up_OR @ down_RI).norm())
     squared = float(((up_OR.T @ up_OR) * (down_RI @ down_RI.T)).sum())
     return math.sqrt(max(squared, 0.0))
 

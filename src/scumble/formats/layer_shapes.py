@@ -11,8 +11,14 @@ from scumble.adapters import ADAPTERS, Adapter, LayerSpec
 from scumble.errors import UserError
 from scumble.formats.weights import ModuleWeights
 
-MAX_NUMBERS = 2**28
-"""Limit of a layer's weight. Thin factors of a small file may multiply to more than any memory."""
+MAX_NUMBERS = 2**26
+"""Limit of a layer's weight, a third more than a base's largest: the embeddings of its words.
+
+Thin factors of a small file may multiply to more than any memory.
+"""
+
+CORES = {"lora_mid.weight", "hada_t1", "hada_t2", "lokr_t1", "lokr_t2"}
+"""Kernels apart from their factors (Tucker form), put together with one of them first."""
 
 
 def weight_shape(entry: ModuleWeights) -> tuple[int, ...] | None:
@@ -45,6 +51,10 @@ def check_shapes(entry: ModuleWeights) -> None:
     if math.prod(shape) > MAX_NUMBERS:
         size = " x ".join(map(str, shape))
         raise UserError(f"its tensors are for a layer of {size}, and no base has one so large")
+    shapes = _shapes(entry)
+    between = entry.rank * max(shape) * math.prod(shape[2:])
+    if CORES & shapes.keys() and between > MAX_NUMBERS:
+        raise UserError(f"its rank is {entry.rank} for a kernel apart, more than any adapter has")
     # Lengths may run along inputs whose kernel is flattened here: only a real layer tells.
     kind: type[Adapter] = getattr(ADAPTERS[entry.type], "inner", ADAPTERS[entry.type])
     tensors = {name: t for name, t in entry.tensors.items() if name in kind.file_names}
