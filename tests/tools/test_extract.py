@@ -195,6 +195,13 @@ def test_a_folder_and_a_single_file_can_be_compared(
     assert made.relative(got, change.flatten(1)) < 1e-5
 
 
+def test_rank_and_energy_are_checked_before_any_model_is_sought(out: Path) -> None:
+    with pytest.raises(UserError, match="the energy to keep is 2"):
+        scumble.extract_adapter("nowhere", "either", out, 4, energy=2.0)
+    with pytest.raises(UserError, match="the rank is 0"):
+        scumble.extract_adapter("nowhere", "either", out, 0)
+
+
 def test_the_command_extracts(
     tiny_pipeline: Any, base: Path, tmp_path: Path, out: Path, capsys: Any
 ) -> None:

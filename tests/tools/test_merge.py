@@ -16,7 +16,7 @@ from scumble.adapters.low_rank import truncated_svd
 from scumble.adapters.sparsify import ties
 from scumble.cli.main import run
 from scumble.errors import UserError
-from scumble.tools.sources import Source
+from scumble.tools.sources import Source, parse_factors
 
 PARTS = {"sum": (0.7, -0.5), "one": (1.0,), "three": (0.4, 1.2, -0.3)}
 
@@ -141,6 +141,21 @@ def test_a_source_is_path_strength_and_factors(
     text: str, path: str, strength: float, factors: dict[str, float]
 ) -> None:
     assert Source.parse(text) == Source(path, strength, factors)
+
+
+def test_a_file_that_is_there_is_no_strength(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Source.parse("style:10") == Source("style", 10.0)
+    Path("style:10").touch()
+    assert Source.parse("style:10") == Source("style:10")
+    assert Source.parse("style:10:0.5") == Source("style:10", 0.5)
+
+
+def test_the_last_of_several_factors_stands_last() -> None:
+    pairs = parse_factors(["attn2=1", "mid_block=2", "attn2=3"])
+    assert list(pairs.items()) == [("mid_block", 2.0), ("attn2", 3.0)]
 
 
 @pytest.mark.parametrize("text", ["a:1,mid_block", "a:1,mid_block=x", "a:1,=2", "a:1,unet=nan"])

@@ -91,8 +91,12 @@ def test_energy_chooses_each_layers_rank(tiny_pipeline: Any, save: Any, out: Pat
         best = truncated_svd(whole[f"{layer.component}.{layer.module}"].flatten(1), 8)
         assert layer.rank == min(6, best.rank_for(0.8))
         assert layer.share == pytest.approx(best.energy(layer.rank), abs=1e-6)
-    with pytest.raises(UserError, match=r"energy to keep is 1\.5"):
-        scumble.resize_adapter(save(adapter), out, 6, energy=1.5, force=True)
+
+
+def test_the_energy_is_checked_before_any_file_is_read(out: Path) -> None:
+    for energy in (0.0, 1.5, float("nan")):
+        with pytest.raises(UserError, match="the energy to keep is"):
+            scumble.resize_adapter("missing.safetensors", out, 6, energy=energy)
 
 
 def test_a_layer_without_any_change_stays_one(tiny_pipeline: Any, save: Any, out: Path) -> None:
@@ -166,6 +170,34 @@ def test_format_and_number_format_stay(tiny_pipeline: Any, save: Any, out: Path)
     opened = open_adapter(out)
     assert opened.format == "peft"
     assert opened.weights.components["unet"][made.TO_K].tensors["up"].dtype == torch.float32
+
+
+def test_numbers_too_large_for_the_sources_format_are_named(
+    tiny_pipeline: Any, save: Any, out: Path
+) -> None:
+    torch.manual_seed(0)
+    parts = {"down": torch.randn(4, 9) * 3e4, "up": torch.randn(4, 4) * 3e4}
+    parts |= {"up": torch.cat([parts["up"], torch.zeros(4, 4)])}
+    halves = {name: tensor.clamp(-6e4, 6e4).half() for name, tensor in parts.items()}
+    entry = ModuleWeights("lora", halves, 4e-3)
+    source = save(AdapterWeights({"unet": {made.TO_K: entry}}))
+    with pytest.raises(UserError, match=f"too large for fp16, in 'unet.{made.TO_K}'"):
+        scumble.resize_adapter(source, out, 2)
+    assert not out.exists()
+    scumble.resize_adapter(source, out, 2, dtype="fp32")
+
+
+def test_a_description_beside_the_output_is_kept(tiny_pipeline: Any, save: Any, out: Path) -> None:
+    source = save(made.weights(tiny_pipeline), "kohya")
+    beside = out.with_suffix(".json")
+    beside.write_text(mine := "{}")
+    with pytest.raises(UserError, match=r"resized\.json exists already"):
+        scumble.resize_adapter(source, out, 2)
+    assert beside.read_text() == mine
+    assert not out.exists()
+    scumble.resize_adapter(source, out, 2, format="peft")
+    scumble.resize_adapter(source, out, 2, force=True)
+    assert beside.read_text() != mine
 
 
 def test_the_command_says_what_it_keeps(

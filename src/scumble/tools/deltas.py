@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scumble.adapters import ADAPTERS, Adapter, LayerSpec, LoRA
 from scumble.adapters.low_rank import Factors
+from scumble.errors import UserError
 from scumble.formats import ModuleWeights
 from scumble.formats.layer_shapes import weight_shape
 
@@ -66,6 +67,20 @@ def factors_of(entry: ModuleWeights) -> Factors | None:
     assert isinstance(adapter, LoRA)
     down, up_OR = adapter.factors()
     return Factors(down.flatten(1), up_OR)
+
+
+def require_independent(entry: ModuleWeights) -> None:
+    """Refuse an adapter whose change cannot be told without the base's weights.
+
+    Raises:
+        UserError: it is of such a type.
+    """
+    if ADAPTERS[entry.type].needs_weight:
+        raise UserError(
+            f"the change of an adapter of type {entry.type} depends on the base's own weights",
+            "Merge it into its base (scumble merge --base BASE); from that, scumble extract makes "
+            "a LoRA.",
+        )
 
 
 def lora_of(factors: Factors, weight_shape: Sequence[int], *, scale: float = 1.0) -> ModuleWeights:

@@ -12,6 +12,7 @@ from scumble.tools.base_weights import open_base
 from scumble.tools.compare import Choice, Found, compare, require_alike, require_targets
 from scumble.tools.number_formats import cast_adapter, dtype_named
 from scumble.tools.output import output_file, write_output
+from scumble.tools.ranks import check_rank
 from scumble.tools.report import Outcome, kept_lines, percent
 from scumble.tools.table import counted
 
@@ -54,8 +55,7 @@ def extract_adapter(
     Raises:
         UserError: a model cannot be read, the two are not of one architecture, or do not differ.
     """
-    if rank < 1:
-        raise UserError(f"the rank is {rank}", "Give a rank of at least 1.")
+    check_rank(rank, energy)
     number_format = dtype_named(dtype)
     path = output_file(output, format, force=force)
     choice = Choice(rank, energy, tuple(targets), with_norms)

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 
-from scumble.adapters import ADAPTERS
 from scumble.adapters.low_rank import (
     Factors,
     Spectrum,
@@ -18,7 +17,13 @@ from scumble.errors import UserError
 from scumble.formats import ModuleWeights
 from scumble.formats.layer_shapes import weight_shape
 from scumble.tools.combine import Part, Recipe
-from scumble.tools.deltas import adapter_of, factors_of, full_shape, lora_of
+from scumble.tools.deltas import (
+    adapter_of,
+    factors_of,
+    full_shape,
+    lora_of,
+    require_independent,
+)
 from scumble.tools.report import Kept
 
 
@@ -53,7 +58,7 @@ def merge_layer(
     name = ".".join(layer)
     try:
         for part in parts:
-            _refuse_dependent(part.entry)
+            require_independent(part.entry)
         shape = _common_shape(layer[1], parts)
         products = [product for part in parts if (product := factors_of(part.entry)) is not None]
         are_products = len(products) == len(parts)
@@ -82,14 +87,6 @@ def cut(
     rank = min(rank, spectrum.rank_for(1))
     entry = lora_of(spectrum.factors(rank), shape, scale=scale)
     return Merged(entry, Kept.of(*layer, spectrum, rank))
-
-
-def _refuse_dependent(entry: ModuleWeights) -> None:
-    if ADAPTERS[entry.type].needs_weight:
-        raise UserError(
-            f"the change of an adapter of type {entry.type} depends on the base's own weights",
-            "Merge into the base: --base BASE. From that, scumble extract makes a LoRA.",
-        )
 
 
 def _common_shape(module: str, parts: Sequence[Part]) -> tuple[int, ...]:

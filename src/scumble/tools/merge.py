@@ -15,6 +15,7 @@ from scumble.tools.into_base import Target, base_output, merge_into_base
 from scumble.tools.number_formats import cast_adapter, dtype_named
 from scumble.tools.output import output_file, write_output
 from scumble.tools.provenance import merged_metadata, tokens_of
+from scumble.tools.ranks import check_rank
 from scumble.tools.report import Kept, Outcome, kept_lines
 from scumble.tools.sources import Source, layers_of, load
 from scumble.tools.threads import one_thread
@@ -95,8 +96,7 @@ def _target(
     force: bool,
 ) -> Target | Path:
     """Where the result goes, before any work is done for it: a base, or an adapter file."""
-    if rank is not None and rank < 1:
-        raise UserError(f"the rank is {rank}", "Give a rank of at least 1.")
+    check_rank(rank)
     if base is None:
         return output_file(output, format, force=force)
     if rank is not None:

@@ -1,13 +1,14 @@
 """The number format of what a tool writes."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from scumble.errors import UserError
-from scumble.formats import AdapterWeights, LearnedToken, ModuleWeights
+from scumble.formats import AdapterWeights, LearnedToken
 from scumble.tools.table import counted
 
 DTYPES = {
@@ -36,13 +37,14 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def cast_adapter(
-    weights: AdapterWeights, dtype: torch.dtype | None
+    weights: AdapterWeights, dtype: torch.dtype | Mapping[str, torch.dtype] | None
 ) -> tuple[AdapterWeights, list[str]]:
     """Round every number of an adapter once.
 
     Args:
         weights: of an adapter.
-        dtype: wanted; None changes nothing.
+        dtype: wanted, of all; or by the name of a layer or word, which leaves the others alone.
+            None changes nothing.
 
     Returns:
         The adapter, and what should be said of numbers that became 0.
@@ -52,21 +54,31 @@ def cast_adapter(
     """
     if dtype is None:
         return weights, []
+    if not isinstance(dtype, Mapping):
+        dtype = {name: dtype for name, _ in named_tensors(weights)}
     _refuse_overflow(weights, dtype)
-    vanished = sum(
-        int(((_rounded(tensor, dtype) == 0) & (tensor != 0)).sum())
-        for _, tensor in named_tensors(weights)
-    )
+    vanished: Counter[torch.dtype] = Counter()
+    for name, tensor in named_tensors(weights):
+        if name in dtype:
+            zeros = (_rounded(tensor, dtype[name]) == 0) & (tensor != 0)
+            vanished[dtype[name]] += int(zeros.sum())
     components = {
-        component: {module: _cast(entry, dtype) for module, entry in modules.items()}
+        component: {
+            module: replace(entry, tensors=_cast(entry.tensors, dtype.get(f"{component}.{module}")))
+            for module, entry in modules.items()
+        }
         for component, modules in weights.components.items()
     }
     tokens = {
-        token: LearnedToken({e: _rounded(rows, dtype) for e, rows in entry.vectors.items()})
-        for token, entry in weights.tokens.items()
+        token: LearnedToken(_cast(learned.vectors, dtype.get(token)))
+        for token, learned in weights.tokens.items()
     }
-    small = f"{counted(vanished, 'number')} too small for {dtype_name(dtype)}: now 0"
-    return replace(weights, components=components, tokens=tokens), [small] if vanished else []
+    small = [
+        f"{counted(count, 'number')} too small for {dtype_name(kind)}: now 0"
+        for kind, count in vanished.items()
+        if count
+    ]
+    return replace(weights, components=components, tokens=tokens), small
 
 
 def named_tensors(weights: AdapterWeights) -> Iterator[tuple[str, Tensor]]:
@@ -80,14 +92,15 @@ def named_tensors(weights: AdapterWeights) -> Iterator[tuple[str, Tensor]]:
             yield token, vectors
 
 
-def _refuse_overflow(weights: AdapterWeights, dtype: torch.dtype) -> None:
+def _refuse_overflow(weights: AdapterWeights, dtypes: Mapping[str, torch.dtype]) -> None:
     too_large = {
         name: count
         for name, tensor in named_tensors(weights)
-        if (count := int(_rounded(tensor, dtype).isinf().sum()))
+        if name in dtypes and (count := int(_rounded(tensor, dtypes[name]).isinf().sum()))
     }
     if too_large:
         name, others = next(iter(too_large)), len(too_large) - 1
+        dtype = dtypes[name]
         places = f"'{name}'" + (f" and {others} more" if others else "")
         raise UserError(
             f"{counted(sum(too_large.values()), 'number')} too large for {dtype_name(dtype)}, "
@@ -96,8 +109,10 @@ def _refuse_overflow(weights: AdapterWeights, dtype: torch.dtype) -> None:
         )
 
 
-def _cast(entry: ModuleWeights, dtype: torch.dtype) -> ModuleWeights:
-    return replace(entry, tensors={n: _rounded(t, dtype) for n, t in entry.tensors.items()})
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    if dtype is None:
+        return dict(tensors)
+    return {name: _rounded(tensor, dtype) for name, tensor in tensors.items()}
 
 
 def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:

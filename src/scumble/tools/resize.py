@@ -5,14 +5,20 @@ from pathlib import Path
 import torch
 
 from scumble import console
-from scumble.adapters import ADAPTERS
 from scumble.adapters.low_rank import Spectrum, compress, product_norm, truncated_svd
 from scumble.errors import UserError
 from scumble.formats import AdapterWeights, ModuleWeights
 from scumble.formats.layer_shapes import weight_shape
-from scumble.tools.deltas import adapter_of, factors_of, full_shape, lora_of
+from scumble.tools.deltas import (
+    adapter_of,
+    factors_of,
+    full_shape,
+    lora_of,
+    require_independent,
+)
 from scumble.tools.number_formats import cast_adapter, dtype_named
 from scumble.tools.output import output_file, write_output
+from scumble.tools.ranks import check_rank
 from scumble.tools.reading import open_adapter
 from scumble.tools.report import Kept, Outcome, kept_lines
 from scumble.tools.table import counted
@@ -60,10 +66,13 @@ def resize_adapter(
     Raises:
         UserError: the file cannot be read, or a layer's change depends on the base's weights.
     """
+    check_rank(rank, energy)
     number_format = dtype_named(dtype)
     path = output_file(output, format, force=force)
     opened = open_adapter(source, partial=partial, allow_pickle=allow_pickle)
     weights = opened.weights
+    own = opened.format if opened.format in WRITABLE else WRITABLE[0]
+    output_file(path, format or own, force=force)  # what goes beside it is known only now
     if not any(weights.components.values()):
         raise UserError(f"{source} changes no layers: it has nothing to resize")
     components, kept, untouched = _resized(weights, rank, energy)
@@ -73,18 +82,25 @@ def resize_adapter(
         lines.append(f"{same} of rank {rank} or less, or of none, stay as they were")
     metadata = {k: v for k, v in weights.metadata.items() if not k.startswith(STALE)}
     resized = AdapterWeights(components, metadata, weights.tokens)
-    made, small = cast_adapter(resized, number_format)
-    own = opened.format if opened.format in WRITABLE else WRITABLE[0]
+    made, small = cast_adapter(resized, number_format or _own_dtypes(weights, resized))
     beside = write_output(made, path, opened.family.key_names, format or own)
     return Outcome(path, (*kept_lines(kept), *lines, *small, *beside), tuple(kept))
+
+
+def _own_dtypes(before: AdapterWeights, after: AdapterWeights) -> dict[str, torch.dtype]:
+    """What the layers that were made anew had."""
+    return {
+        f"{component}.{module}": next(iter(entry.tensors.values())).dtype
+        for component, modules in before.components.items()
+        for module, entry in modules.items()
+        if after.components[component][module] is not entry
+    }
 
 
 def _resized(
     weights: AdapterWeights, rank: int, energy: float | None
 ) -> tuple[dict[str, dict[str, ModuleWeights]], list[Kept], int]:
     """All layers, what was kept of each, and how many are as they were."""
-    if rank < 1:
-        raise UserError(f"the rank is {rank}", "Give a rank of at least 1.")
     components: dict[str, dict[str, ModuleWeights]] = {}
     kept: list[Kept] = []
     untouched = 0
@@ -113,14 +129,15 @@ def resize_layer(
         energy: share of the change to keep; None keeps what the rank can hold.
 
     Returns:
-        The very entry where nothing is to be lowered, and what was kept; None where it has no rank.
+        The very entry where nothing is to be lowered, or one in fp32; and what was kept, None where
+        it has no rank.
 
     Raises:
         UserError: the change depends on the base's weights. The layer is named.
     """
     name = ".".join(layer)
     try:
-        _refuse_dependent(entry)
+        require_independent(entry)
         factors = factors_of(entry)
         shape = full_shape(layer[1], weight_shape(entry) or ())
         if factors is None and len(shape) == 1:
@@ -135,9 +152,7 @@ def resize_layer(
         made = lora_of(spectrum.factors(chosen), shape, scale=scale or 1.0)
     except UserError as error:
         raise UserError(f"{name}: {error.message}", error.hint) from error
-    dtype = next(iter(entry.tensors.values())).dtype
-    tensors = {key: tensor.to(dtype) for key, tensor in made.tensors.items()}
-    return ModuleWeights(made.type, tensors, made.alpha), Kept.of(*layer, spectrum, chosen)
+    return made, Kept.of(*layer, spectrum, chosen)
 
 
 def _formed(entry: ModuleWeights, shape: tuple[int, ...], rank: int) -> Spectrum | None:
@@ -146,12 +161,3 @@ def _formed(entry: ModuleWeights, shape: tuple[int, ...], rank: int) -> Spectrum
     if adapter.bias_delta() is not None:
         return None
     return truncated_svd(adapter.delta().flatten(1), rank)
-
-
-def _refuse_dependent(entry: ModuleWeights) -> None:
-    if ADAPTERS[entry.type].needs_weight:
-        raise UserError(
-            f"the change of an adapter of type {entry.type} depends on the base's own weights, so "
-            "no rank of its own can be lowered",
-            "Merge it into its base (scumble merge --base), then extract a LoRA (scumble extract).",
-        )

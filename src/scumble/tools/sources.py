@@ -9,6 +9,7 @@ from pathlib import Path
 from scumble.errors import UserError
 from scumble.families import FAMILIES
 from scumble.formats import AdapterWeights
+from scumble.formats.container import user_path
 from scumble.tools.combine import Part
 from scumble.tools.reading import open_adapter
 
@@ -34,11 +35,13 @@ class Source:
     def parse(cls, text: str) -> "Source":
         """Read "path", "path:0.7", or "path:0.7,text_encoder=0.5,mid_block=0".
 
-        A path that has a colon of its own stays whole.
+        A path that has a colon of its own stays whole, and so does one that is there.
 
         Raises:
             UserError: a factor is no number.
         """
+        if user_path(text).exists():
+            return cls(text)
         path, _, settings = text.rpartition(":")
         first, *pairs = settings.split(",")
         try:
@@ -68,19 +71,20 @@ class Loaded:
 
 
 def parse_factors(pairs: Sequence[str]) -> dict[str, float]:
-    """Read pairs such as "mid_block=0.5".
+    """Read pairs such as "mid_block=0.5", the one that decides last.
 
     Raises:
         UserError: one is not of that form.
     """
-    factors = {}
+    factors: dict[str, float] = {}
     for pair in pairs:
-        pattern, _, number = pair.rpartition("=")
+        pattern, _, number = (part.strip() for part in pair.rpartition("="))
+        factors.pop(pattern, None)  # a dict would leave it where it first stood
         try:
-            factors[pattern.strip()] = float(number)
+            factors[pattern] = float(number)
         except ValueError:
             pattern = ""
-        if not pattern.strip() or not math.isfinite(factors[pattern.strip()]):
+        if not pattern or not math.isfinite(factors[pattern]):
             hint = "For example: mid_block=0.5 'down_blocks.*.attn2=1.2' text_encoder=0."
             raise UserError(f"'{pair}' is not pattern=factor", hint)
     return factors
