@@ -16,8 +16,11 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def plain(text: str) -> str:
-    """Text as it may be printed, whatever file it comes from: control characters are spelled."""
-    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    """Text as it may be printed, whatever file it comes from: control characters are spelled.
+
+    As JSON spells them, so that JSON stays JSON.
+    """
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def say(text: str) -> None:

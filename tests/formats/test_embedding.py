@@ -116,3 +116,12 @@ def test_what_is_written_is_one_token_to_a1111_by_the_files_name(tmp_path):
     weights = AdapterWeights({}, {}, {"<cat>": LearnedToken({"text_encoder": ROWS})})
     path = write_adapter(weights, tmp_path / "a.safetensors", NAMES, "embedding")
     assert vectors_of(read(path)) == {"<cat>": {"text_encoder": ROWS.tolist()}}
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mevil", "a\nb", "\u202eb", "\x9bx"])
+def test_a_name_that_a_terminal_would_obey_is_refused(name, tmp_path):
+    said = {"string_to_param": {"*": torch.ones(2, 8)}, "name": name}
+    torch.save(said, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="a token's name is none that can be written") as refused:
+        read_adapter(tmp_path / "a.pt", NAMES, allow_pickle=True)
+    assert refused.value.message.isprintable()

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from scumble.adapters import ADAPTERS
 from scumble.errors import UserError
-from scumble.formats.container import DTYPES
+from scumble.formats.container import DTYPES, UNSPEAKABLE
 from scumble.formats.key_names import KeyNames
 from scumble.formats.layer_shapes import check_shapes
 from scumble.formats.weights import AdapterWeights, ModuleWeights
@@ -50,6 +50,11 @@ def check_sound(weights: AdapterWeights) -> None:
     for token, learned in weights.tokens.items():
         if not token or not learned.vectors:
             raise UserError(f"the token '{token}' has no {'vectors' if token else 'name'}")
+        if UNSPEAKABLE.search(token):
+            raise UserError(
+                f"a token's name is none that can be written: {token[:60]!a}",
+                "The file is damaged, or made to do harm.",
+            )
         for vectors in learned.vectors.values():
             _check_vectors(vectors, f"the token '{token}'")
 
