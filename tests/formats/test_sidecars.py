@@ -72,7 +72,8 @@ def test_the_preview_is_the_picture_and_equal_pictures_give_equal_bytes(tmp_path
 
 
 def test_notes_under_other_words_stay(tmp_path):
-    noted = {"negative text": "blurry", "sd version": "Unknown"}
+    noted = {"negative text": "blurry", "sd version": "Unknown", "notes": "Trained on x."}
+    noted |= {"description": "of another", "activation text": "sks", "preferred weight": 0.3}
     (tmp_path / "my.v1.json").write_text(json.dumps(noted))
     write_sidecars(tmp_path / "my.v1.safetensors", weights(), NAMES)
     assert described(tmp_path) == {"negative text": "blurry", "sd version": "SD1"}

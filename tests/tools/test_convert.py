@@ -53,6 +53,20 @@ def test_it_goes_to_another_format_and_back(convert: Callable, file: Path, out: 
     assert scumble.diff_adapters(file, back).is_equal
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", "[" * 100_000, None])
+def test_nothing_is_written_over_a_description_that_is_none(
+    convert: Callable, file: Path, out: Path, content: str | None
+) -> None:
+    beside = out.with_suffix(".json")
+    beside.mkdir(parents=True) if content is None else out.parent.mkdir(parents=True)
+    if content is not None:
+        beside.write_text(content)
+    code, _, error = convert(file, "--format", "kohya", "--output", out, "--force")
+    assert code == 1
+    assert "b.json is in the place of the adapter's description" in error
+    assert not out.exists()
+
+
 def test_programs_find_a_description_and_a_picture_beside_kohyas(
     convert: Callable, file: Path, out: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,9 @@ from scumble.formats.key_names import KeyNames
 from scumble.formats.training_facts import training_facts
 from scumble.formats.weights import AdapterWeights
 
+OURS = ("description", "sd version", "activation text", "preferred weight", "notes")
+"""Words that describe the adapter; those of an older one beside it mean nothing any more."""
+
 
 def write_sidecars(
     path: Path,
@@ -40,7 +43,8 @@ def write_sidecars(
         UserError: something else is in the place of the first, or the folder cannot be written.
     """
     described = path.with_suffix(".json")
-    content = _noted(described) | sidecar(weights, key_names, strength)
+    noted = {key: value for key, value in read_notes(described).items() if key not in OURS}
+    content = noted | sidecar(weights, key_names, strength)
     text = json.dumps(content, indent=4, ensure_ascii=False) + "\n"
     write_atomically(described, text.encode())
     if preview is None:
@@ -77,8 +81,15 @@ def sidecar(
     return {key: value for key, value in known.items() if value not in (None, "")}
 
 
-def _noted(path: Path) -> dict[str, Any]:
-    """What the file holds already."""
+def read_notes(path: Path) -> dict[str, Any]:
+    """What lies in the place of an adapter's description already.
+
+    Args:
+        path: of the description; it need not exist.
+
+    Raises:
+        UserError: it is something else, which must not be replaced.
+    """
     if not path.exists():
         return {}
     try:

@@ -7,7 +7,7 @@ from scumble.errors import UserError
 from scumble.formats.container import require_writable, user_path
 from scumble.formats.files import FORMATS, write_adapter
 from scumble.formats.key_names import KeyNames
-from scumble.formats.sidecars import write_sidecars
+from scumble.formats.sidecars import read_notes, write_sidecars
 from scumble.formats.weights import AdapterWeights
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def output_file(output: str | Path, format: str | None, *, force: bool) -> Path:
 
     Raises:
         UserError: there is no such format, the file has another suffix than `.safetensors`, it or a
-            file that goes beside it exists already, or its folder cannot be written.
+            file that goes beside it exists already, something else is in the place of the latter,
+            or its folder cannot be written.
     """
     if format is not None and format not in FORMATS:
         raise UserError(f"unknown adapter format '{format}'", f"Known: {', '.join(FORMATS)}.")
@@ -42,6 +43,7 @@ def output_file(output: str | Path, format: str | None, *, force: bool) -> Path:
     refuse_existing(path, force=force)
     if format == DESCRIBED:
         refuse_existing(path.with_suffix(".json"), force=force)
+        read_notes(path.with_suffix(".json"))
     require_writable(path.parent, "--output")
     return path
 
