@@ -8,7 +8,7 @@ from scumble.errors import UserError
 from scumble.formats.container import DTYPES, UNSPEAKABLE
 from scumble.formats.key_names import KeyNames
 from scumble.formats.layer_shapes import check_shapes
-from scumble.formats.weights import AdapterWeights, ModuleWeights
+from scumble.formats.weights import AdapterWeights, LearnedToken, ModuleWeights
 
 LEAST_SCALE, MOST_SCALE = 1e-6, 1e6
 """Limits of alpha / rank. The largest there are: LyCORIS with a rank of 100000, to have all whole.
@@ -48,15 +48,7 @@ def check_sound(weights: AdapterWeights) -> None:
                 if not _is_finite(tensor):
                     raise UserError(f"{name} holds NaN or infinite values")
     for token, learned in weights.tokens.items():
-        if not token or not learned.vectors:
-            raise UserError(f"the token '{token}' has no {'vectors' if token else 'name'}")
-        if UNSPEAKABLE.search(token):
-            raise UserError(
-                f"a token's name is none that can be written: {token[:60]!a}",
-                "The file is damaged, or made to do harm.",
-            )
-        for vectors in learned.vectors.values():
-            _check_vectors(vectors, f"the token '{token}'")
+        _check_token(token, learned)
 
 
 def _check_alpha(entry: ModuleWeights, name: str) -> None:
@@ -70,6 +62,18 @@ def _check_alpha(entry: ModuleWeights, name: str) -> None:
         raise UserError(
             f"the alpha of {name} is {entry.alpha:g} at rank {entry.rank}: it would change {effect}"
         )
+
+
+def _check_token(token: str, learned: LearnedToken) -> None:
+    if not token or not learned.vectors:
+        raise UserError(f"the token '{token}' has no {'vectors' if token else 'name'}")
+    if UNSPEAKABLE.search(token):
+        raise UserError(
+            f"a token's name is none that can be written: {token[:60]!a}",
+            "The file is damaged, or made to do harm.",
+        )
+    for vectors in learned.vectors.values():
+        _check_vectors(vectors, f"the token '{token}'")
 
 
 def _check_vectors(vectors: Tensor, name: str) -> None:
