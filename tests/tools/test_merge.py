@@ -338,6 +338,12 @@ def test_shapes_that_differ_are_refused_by_layer(tiny_pipeline: Any, out: Path) 
         ({"rank": 0}, "rank is 0"),
         ({"method": "svd"}, "no way to merge called 'svd'"),
         ({"method": "ties", "density": 0.0}, "density is 0"),
+        ({"density": 0.5}, "--density has no meaning for --method sum"),
+        ({"seed": 0}, "--seed has no meaning for --method sum"),
+        ({"method": "ties", "seed": 0}, "--seed has no meaning for --method ties"),
+        ({"base": made.BASE, "rank": 4}, "--rank is for a merged adapter, not for a base"),
+        ({"base": made.BASE, "format": "peft"}, "--format is for a merged adapter"),
+        ({"base": made.BASE, "allow_other_base": True}, "--allow_other_base is for a merged"),
         ({"dtype": "int8"}, "unknown number format 'int8'"),
         ({"format": "nothing"}, "unknown adapter format 'nothing'"),
     ],
@@ -395,5 +401,8 @@ def test_the_command_merges_and_does_not_overwrite(
     assert out.read_bytes() == before
     beside = json.loads(out.with_suffix(".json").read_text())
     assert beside["notes"] == f"Trained on {sources[0].metadata['base_model']}."
+    code, _, error = merge(paths[0], "--output", out, "--force", "--variant", "fp16")
+    assert code == 1
+    assert "--variant has no meaning without --base" in error
     assert merge(paths[0], "--output", out, "--force")[0] == 0
     assert out.read_bytes() != before

@@ -66,7 +66,7 @@ def trim(delta: Tensor, density: float) -> Tensor:
     Raises:
         UserError: the density is out of range, or a value is NaN or infinite.
     """
-    _check_density(density)
+    check_density(density)
     values = _widened(delta).flatten()
     keep = max(1, int(density * values.numel()))
     magnitudes = values.abs()
@@ -91,13 +91,18 @@ def dare(delta: Tensor, density: float, generator: torch.Generator) -> Tensor:
     Raises:
         UserError: the density is out of range, or a value is NaN or infinite.
     """
-    _check_density(density)
+    check_density(density)
     values = _widened(delta)
     drawn = torch.rand(delta.shape, generator=generator, dtype=torch.float32)
     return torch.where((drawn < density).to(values.device), values / density, 0)
 
 
-def _check_density(density: float) -> None:
+def check_density(density: float) -> None:
+    """Refuse a share that none can keep.
+
+    Raises:
+        UserError: it is not above 0 and up to 1.
+    """
     if not 0 < density <= 1:
         raise UserError(
             f"the density is {density:g}", "Give the share of entries to keep: above 0, up to 1."

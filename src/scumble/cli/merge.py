@@ -6,6 +6,7 @@ from scumble import console
 from scumble.cli.flags import parse_flags
 from scumble.config.merging import BaseFields, MergeFields
 from scumble.config.tools import ReadFields
+from scumble.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str]) -> None:
 
     name = flags.pop("base")
     where = {option: flags.pop(option) for option in ("revision", "variant", "cache_dir")}
+    if name is None and (idle := [option for option, value in where.items() if value is not None]):
+        raise UserError(f"--{idle[0]} has no meaning without --base", "Leave it away.")
     sources = [Source.parse(text) for text in flags.pop("sources")]
     factors = parse_factors(flags.pop("block_weights"))
     base = None if name is None else locate(name, **where)

@@ -46,17 +46,19 @@ class MergeFields:
     """sum adds changes up. Where adapters disturb each other, ties keeps the largest entries of
     each change and lets the majority decide on signs; dare drops entries at random; dare_ties does
     both. Their result is written at --rank, if given, or as wide as the adapters together."""
-    density: float = 0.5
-    """Share of each change that ties and dare keep; lower where many adapters meet."""
-    seed: int = 0
-    """Of what dare drops."""
+    density: float | None = None
+    """Share of each change that ties and dare keep, 0.5 if not given; lower where many adapters
+    meet."""
+    seed: int | None = None
+    """Of what dare drops; 0 if not given."""
     dtype: Literal["fp32", "fp16", "bf16"] | None = None
     """Number format of what is written; fp32 for an adapter and the base's own for a base if not
     given. Sums are always taken in fp32 and rounded once."""
-    format: FORMATS = "peft"
-    """peft is for diffusers, kohya for A1111, Forge, ComfyUI and Civitai."""
+    format: FORMATS | None = None
+    """Of a merged adapter: peft, which is for diffusers, if not given; kohya is for A1111, Forge,
+    ComfyUI and Civitai."""
     allow_other_base: bool = False
-    """Merge adapters that were trained on different base models."""
+    """Merge adapters that were trained on different base models into one adapter."""
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from scumble.adapters.sparsify import dare, ties
+from scumble.adapters.sparsify import check_density, dare, ties
 from scumble.errors import UserError
 from scumble.formats import ModuleWeights
 from scumble.randomness import generator
@@ -46,9 +46,7 @@ class Recipe:
         if self.method not in get_args(Method):
             known = ", ".join(get_args(Method))
             raise UserError(f"there is no way to merge called '{self.method}'", f"Known: {known}.")
-        if not 0 < self.density <= 1:
-            hint = "Give the share of entries to keep: above 0, up to 1."
-            raise UserError(f"the density is {self.density:g}", hint)
+        check_density(self.density)
 
     def combine(self, name: str, parts: Sequence[Part], deltas: Sequence[Tensor]) -> Tensor:
         """Make one change of several.

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from scumble import console
 from scumble.errors import UserError
 from scumble.families import FAMILIES, BaseModel, locate
@@ -23,6 +21,9 @@ from scumble.tools.threads import one_thread
 Given = Source | tuple[str | Path | AdapterWeights, float] | str | Path | AdapterWeights
 """An adapter to merge, with or without its strength."""
 
+USED_BY = {"density": ("ties", "dare", "dare_ties"), "seed": ("dare", "dare_ties")}
+"""Option -> the methods that it means something to."""
+
 
 def merge_files(
     sources: Sequence[Given],
@@ -32,10 +33,10 @@ def merge_files(
     rank: int | None = None,
     factors: Mapping[str, float] | None = None,
     method: Method = "sum",
-    density: float = 0.5,
-    seed: int = 0,
+    density: float | None = None,
+    seed: int | None = None,
     dtype: str | None = None,
-    format: str = "peft",
+    format: str | None = None,
     allow_other_base: bool = False,
     partial: bool = False,
     allow_pickle: bool = False,
@@ -53,21 +54,31 @@ def merge_files(
         rank: of the merged adapter, at most; None keeps everything: the sum of the ranks.
         factors: of every strength in parts of the model: {"text_encoder": 0.5, "mid_block": 0}.
         method: "sum", "ties", "dare" or "dare_ties"; all but the first thin changes out.
-        density: share of each change that "ties" and "dare" keep.
-        seed: of what "dare" drops.
+        density: share of each change that "ties" and "dare" keep; 0.5 if None.
+        seed: of what "dare" drops; 0 if None.
         dtype: "fp32", "fp16" or "bf16"; None is fp32 for an adapter, and as it was for a base.
-        format: of the merged adapter, such as "peft" or "kohya".
+        format: of the merged adapter, such as "kohya"; "peft" if None.
         allow_other_base: merge adapters that were trained on different bases.
         partial: leave out, and name, what does not fit.
         allow_pickle: read pickled files too; tensors alone are taken from them.
         force: replace what is there.
 
     Raises:
-        UserError: a source cannot be read or does not fit, or the place cannot be written.
+        UserError: a source cannot be read or does not fit, the place cannot be written, or an
+            option has no meaning here.
     """
-    recipe = Recipe(method, density, seed)
+    recipe = Recipe(method, 0.5 if density is None else density, seed or 0)
+    _refuse_idle(method, density=density, seed=seed)
+    check_rank(rank)
     number_format = dtype_named(dtype)
-    target = _target(output, base, rank, format, number_format, partial=partial, force=force)
+    target: Target | Path
+    if base is None:
+        target = output_file(output, format, force=force)
+    else:
+        _refuse_adapters_own(rank=rank, format=format, allow_other_base=allow_other_base or None)
+        found = base if isinstance(base, BaseModel) else locate(str(base))
+        place = base_output(output, found, force=force)
+        target = Target(found, place, number_format, partial, force)
     given = [_as_source(source) for source in sources]
     loaded = load(given, factors or {}, partial=partial, allow_pickle=allow_pickle)
     layers, tokens = layers_of(loaded), tokens_of(loaded)
@@ -81,28 +92,27 @@ def merge_files(
     components, kept = _merged(layers, recipe, rank)
     merged, small = cast_adapter(AdapterWeights(components, metadata, tokens), number_format)
     lines += [*kept_lines(kept), *_whole_lines(components), *small]
-    lines += write_output(merged, target, next(iter(FAMILIES.values())).key_names, format)
+    lines += write_output(merged, target, next(iter(FAMILIES.values())).key_names, format or "peft")
     return Outcome(target, tuple(lines), tuple(kept))
 
 
-def _target(
-    output: str | Path,
-    base: str | Path | BaseModel | None,
-    rank: int | None,
-    format: str,
-    dtype: torch.dtype | None,
-    *,
-    partial: bool,
-    force: bool,
-) -> Target | Path:
-    """Where the result goes, before any work is done for it: a base, or an adapter file."""
-    check_rank(rank)
-    if base is None:
-        return output_file(output, format, force=force)
-    if rank is not None:
-        raise UserError("--rank is for a merged adapter, not for a base", "Leave one of them away.")
-    found = base if isinstance(base, BaseModel) else locate(str(base))
-    return Target(found, base_output(output, found, force=force), dtype, partial, force)
+def _refuse_idle(method: Method, **given: float | None) -> None:
+    """Refuse numbers that the method has no use for."""
+    for name, methods in USED_BY.items():
+        if given[name] is not None and method not in methods:
+            raise UserError(
+                f"--{name} has no meaning for --method {method}",
+                f"It belongs to: {', '.join(methods)}.",
+            )
+
+
+def _refuse_adapters_own(**given: object) -> None:
+    """Refuse what only a merged adapter has."""
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(
+                f"--{name} is for a merged adapter, not for a base", "Leave one of them away."
+            )
 
 
 def _as_source(given: Given) -> Source:
