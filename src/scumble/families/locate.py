@@ -79,7 +79,7 @@ class BaseModel:
                     "It is not a complete model in diffusers' layout.",
                 )
         else:
-            path = self._download(f"{component}/{file_name}")
+            path = self.fetch(f"{component}/{file_name}")
         try:
             return cast(dict[str, Any], json.loads(path.read_text("utf-8")))
         except ValueError as error:
@@ -119,7 +119,12 @@ class BaseModel:
         found = ([path for path in files if path.match(pattern)] for pattern in patterns)
         return next((paths for paths in found if paths), [])
 
-    def _download(self, file_name: str) -> Path:
+    def fetch(self, file_name: str) -> Path:
+        """A file of a base on the Hub, from the cache where it is there.
+
+        Raises:
+            UserError: the Hub does not give it.
+        """
         return _hub_file(self.location, file_name, self.revision, self.cache_dir)
 
 

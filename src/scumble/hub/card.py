@@ -1,9 +1,13 @@
 """The model card: a README.md whose header tells every program which base the adapter needs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
+
+from scumble.formats.files import WEIGHT_NAME
+
+CARD_NAME = "README.md"
 
 TAGS = (
     "text-to-image",
@@ -34,6 +38,10 @@ class CardFacts:
         words: file name of a learned word's vectors, if there is one.
         model: folder of a whole model, if one was taught.
         instance_prompt: the words that call what was learnt, if there are such.
+        licence: what the base's own card says of its licence, by header key; nothing is asserted
+            where it says nothing.
+        dataset: Hub id of the data set, if it was one.
+        scores: what was measured, in words -> how much.
     """
 
     name: str
@@ -49,6 +57,9 @@ class CardFacts:
     words: str | None = None
     model: str | None = None
     instance_prompt: str | None = None
+    licence: Mapping[str, str] = field(default_factory=dict)
+    dataset: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -73,7 +84,10 @@ def render_card(facts: CardFacts) -> str:
         "base_model_relation": "finetune" if facts.model else "adapter",
         "library_name": "diffusers",
         "tags": [*TAGS, *LORA_TAGS * bool(facts.adapter), *WORD_TAGS * bool(facts.words)],
+        **facts.licence,
     }
+    if facts.dataset:
+        header["datasets"] = [facts.dataset]
     if facts.instance_prompt:
         header["instance_prompt"] = facts.instance_prompt
     shown = list(zip(facts.prompts, facts.images, strict=False))
@@ -81,7 +95,9 @@ def render_card(facts: CardFacts) -> str:
         header["widget"] = [{"text": text, "output": {"url": url}} for text, url in shown]
     template = (files("scumble.hub") / "model_card.md").read_text("utf-8")
     base, on_hub = facts.base_model, "/" in facts.base_model
+    data = f"[{facts.dataset}](https://huggingface.co/datasets/{facts.dataset})"
     settings = [f"| `{flag}` | `{_cell(value)}` |" for flag, value in facts.settings.items()]
+    scores = "; ".join(f"{what}: {value:.5g}" for what, value in facts.scores.items())
     body = template.format(
         name=facts.name,
         kind=facts.kind,
@@ -93,7 +109,9 @@ def render_card(facts: CardFacts) -> str:
         settings="\n".join(settings),
         parameters=f"{facts.parameters:,}",
         steps=facts.steps,
-        pictures=facts.pictures,
+        pictures=f"{facts.pictures} pictures" + (f" of {data}" if facts.dataset else ""),
+        elsewhere=_elsewhere(facts),
+        scores=f"{scores[0].upper()}{scores[1:]}.\n\n" if scores else "",
         prompt=facts.prompts[0] if facts.prompts else "a picture",
         versions=", ".join(f"{name} {number}" for name, number in facts.versions.items()),
     )
@@ -106,8 +124,45 @@ def _load_lines(facts: CardFacts) -> str:
     if facts.adapter:
         lines.append(f'pipe.load_lora_weights(".", weight_name="{facts.adapter}")')
     if facts.words:
-        lines.append(f'pipe.load_textual_inversion("{facts.words}")')
+        lines.append(f'pipe.load_textual_inversion(".", weight_name="{facts.words}")')
     return "".join(f"{line}\n" for line in lines)
+
+
+def _elsewhere(facts: CardFacts) -> str:
+    """How programs with a menu of adapters get at it."""
+    if facts.model:
+        return ""
+    lines = ["With A1111, Forge or ComfyUI, on the same base:", ""]
+    if facts.adapter:
+        file = f"{facts.name}.safetensors"
+        lines += [
+            "```bash",
+            f'scumble convert {facts.adapter} --format kohya --output "{file}"',
+            "```",
+            "",
+            f"Put `{file}` into `models/Lora` (ComfyUI: `models/loras`, and a Load LoRA node), and "
+            f"write `<lora:{facts.name}:1>` into the prompt.",
+        ]
+    if facts.words:
+        lines.append(
+            f"Put `{facts.words}` into `embeddings` under the name by which you call it in prompts."
+        )
+    return "\n".join(lines) + "\n\n"
+
+
+def card_for_hub(text: str, repo_id: str) -> str:
+    """A run's card with snippets that take the files from the Hub instead of from its folder."""
+    places = {
+        "generate --adapter . ": f"generate --adapter {repo_id} ",
+        '("."': f'("{repo_id}"',
+        "generate --pretrained_model_name_or_path model ": "generate "
+        f"--pretrained_model_name_or_path {repo_id} ",
+        'from_pretrained("model"': f'from_pretrained("{repo_id}"',
+        f"scumble convert {WEIGHT_NAME} ": f"scumble convert {repo_id}:{WEIGHT_NAME} ",
+    }
+    for here, there in places.items():
+        text = text.replace(here, there)
+    return text
 
 
 def _cell(value: Any) -> str:

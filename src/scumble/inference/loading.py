@@ -90,8 +90,7 @@ def load_adapter(
 
     Args:
         pipeline: for example a StableDiffusionPipeline.
-        source: an adapter file, the folder of a training run, a Hub id such as user/name, or
-            weights already read.
+        source: a file, a training run's folder, a Hub id (user/name), or weights already read.
         name: to set its strength or unload it by; made from the source if not given.
         strength: 1.0 acts as trained, 0.5 half as much, negative the other way. Learned tokens
             have none: they act where a prompt has them.
@@ -115,21 +114,19 @@ def load_adapter(
         path = local_adapter(source, weight_name=weight_name, revision=revision)
         weights = formats.read_adapter(path, family.key_names, **options)
         name = name or _name_of(Path(source))
-    if weights.is_empty:
-        raise UserError(f"the adapter '{name}' has no tensors", "Nothing was loaded.")
     if name in _loaded_names(pipeline):
         raise UserError(f"an adapter named '{name}' is already loaded", "Give it another name.")
-    models = {c: getattr(pipeline, c, None) for c in weights.components}
+    if weights.is_empty:
+        raise UserError(f"the adapter '{name}' has no tensors", "Nothing was loaded.")
+    models: dict[str, Any] = {c: getattr(pipeline, c, None) for c in weights.components}
     plans = fitting.plan(family, models, weights, name, partial=partial)
     for line in fitting.doubts(family, pipeline, weights, name):
         console.say(line)
     attached: list[nn.Module] = []
     try:
         for component, plan in plans.items():
-            model = models[component]
-            assert model is not None
-            inject.attach(model, name, plan, strength)
-            attached.append(model)
+            inject.attach(models[component], name, plan, strength)
+            attached.append(models[component])
         tokens.load_tokens(pipeline, family, name, weights.tokens)
     except BaseException:
         for model in attached:
