@@ -243,13 +243,18 @@ def test_the_base_is_found_in_the_record_then_the_file_then_the_card(
     assert base_of(file) == str(local)
 
 
-@pytest.mark.parametrize("header", ["[", "just text", "base_model:", "base_model: []", "tags: a"])
-def test_a_card_that_names_no_base(header: str, make_weights: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "header", ["[", "[" * 1500, "just text", "base_model:", "base_model: []", "tags: a"]
+)
+@pytest.mark.parametrize("record", ["[", "[" * 100_000, '{"base": "%s"}' % ("a" * 5000)])
+def test_a_card_that_names_no_base(
+    header: str, record: str, make_weights: Any, tmp_path: Path
+) -> None:
     file = scumble.write_adapter(
         AdapterWeights(make_weights().components), tmp_path / "a.safetensors"
     )
     write_card(tmp_path, header)
-    (tmp_path / "run.json").write_text("[", "utf-8")
+    (tmp_path / "run.json").write_text(record, "utf-8")
     assert base_of(file) is None
     (tmp_path / "README.md").write_text("base_model: x/y, without a header", "utf-8")
     assert base_of(file) is None

@@ -4,6 +4,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -254,3 +255,24 @@ def test_numbers_are_left_unread(tmp_path: Path) -> None:
     assert len(scumble.inspect_adapter(tmp_path / "nan.safetensors").modules) == 1
     with pytest.raises(scumble.UserError, match="NaN"):
         scumble.inspect_adapter(tmp_path / "nan.safetensors", norms=True)
+
+
+@pytest.mark.parametrize("facts", [{"folders": [1]}, {"tags": [1]}, {"tags": "a"}, [1]])
+def test_damaged_notes_of_its_training_are_called_so(
+    inspect: Callable, tmp_path: Path, facts: object
+) -> None:
+    spoilt = replace(sample(), metadata={"training": json.dumps(facts)})
+    code, _, error = inspect(saved(spoilt, tmp_path / "a.safetensors"))
+    assert code == 1
+    assert "the metadata 'training' is damaged" in error
+
+
+def test_notes_of_a_kind_that_nobody_writes_say_nothing(inspect: Callable, tmp_path: Path) -> None:
+    odd = {"steps": [1], "seed": {"a": 1}, "folders": {"a": 1}, "tags": {"a": [1]}}
+    kohya = {"ss_dataset_dirs": "[1]", "ss_tag_frequency": '{"a": 1, "b": {"c": "d"}}'}
+    for metadata in ({"training": json.dumps(odd)}, kohya):
+        file = saved(replace(sample(), metadata=metadata), tmp_path / "a.safetensors")
+        code, said, _ = inspect(file, "--json")
+        assert code == 0
+        found = json.loads(said)
+        assert not any(found[part] for part in ("training", "folders", "tags"))

@@ -81,7 +81,11 @@ def training_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
         UserError: it is damaged.
     """
     with _refusing_damage():
-        return dict(json.loads(metadata.get(TRAINING, "{}")))
+        facts = dict(json.loads(metadata.get(TRAINING, "{}")))
+        for field in ("folders", "tags"):
+            if not isinstance(facts.get(field, {}), Mapping):
+                raise TypeError(f"its {field} have no names")
+        return facts
 
 
 def prediction_of(metadata: Mapping[str, str]) -> str:

@@ -24,9 +24,10 @@ def base_of(source: str | Path, *, allow_pickle: bool = False) -> str | None:
     record = path.with_name("run.json")
     try:
         base = str(json.loads(record.read_text("utf-8"))["base"])
-    except (OSError, ValueError, KeyError, TypeError):
-        base = ""
-    if base and Path(base).exists():
+        is_here = bool(base) and Path(base).exists()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        is_here = False
+    if is_here:
         return base
     content = read_content(path, outline=True, allow_pickle=allow_pickle)
     named = content.metadata.get("base_model")
@@ -47,7 +48,7 @@ def _card_base(card: Path) -> str | None:
     parts = card.read_text("utf-8", errors="replace").split("---", 2)
     try:
         header = yaml.safe_load(parts[1]) if len(parts) == 3 else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return None
     base = header.get("base_model") if isinstance(header, dict) else None
     if isinstance(base, list):

@@ -38,6 +38,9 @@ SAID_OTHERWISE = {
 OFF = ("False", "0", "0.0")
 """Values of settings that were not used."""
 
+PLAIN = str | int | float
+"""What a setting may be; the rest of what a file says has places of its own."""
+
 DATES = ("started_at", "finished_at")
 
 
@@ -87,8 +90,7 @@ def notes_of(file: Path, metadata: Mapping[str, str]) -> Notes:
 
 def _training(facts: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, str]:
     theirs = {name: metadata.get(key) for name, key in (SAID_OTHERWISE | SAME).items()}
-    known = theirs | {name: facts[name] for name in facts if not isinstance(facts[name], dict)}
-    known.pop("buckets", None)
+    known = theirs | {name: fact for name, fact in facts.items() if isinstance(fact, PLAIN)}
     for name in DATES:
         known[name] = _day(known.get(name))
     told = {name: str(value) for name, value in known.items() if _says(value)}
