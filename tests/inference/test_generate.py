@@ -14,6 +14,7 @@ import scumble
 from scumble.cli.main import run
 from scumble.errors import UserError
 from scumble.formats import AdapterWeights, ModuleWeights
+from scumble.inference import generator
 from scumble.inference.generator import parse_adapter
 
 BASE = "scumble-tiny"
@@ -242,3 +243,21 @@ def test_a_picture_of_nan_is_an_error_and_not_a_black_square(
     code, files, errors = generate("--prompt", PROMPT, "--adapter", f"{path}:1e30")
     assert (code, files) == (1, [])
     assert "came out as NaN" in errors
+
+
+def test_ctrl_c_keeps_the_pictures_that_are_finished(
+    generate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn_so_far = []
+    draw = generator.draw
+
+    def interrupted(*words: Any) -> Any:
+        if len(drawn_so_far) == 2:
+            raise KeyboardInterrupt
+        drawn_so_far.append(draw(*words))
+        return drawn_so_far[-1]
+
+    monkeypatch.setattr(generator, "draw", interrupted)
+    code, files, _ = generate("--prompt", PROMPT, "--num_images", "5")
+    assert code == 130
+    assert files == ["00001_seed0.png", "00002_seed1.png"]

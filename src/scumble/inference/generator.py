@@ -130,9 +130,21 @@ def _as_callback(after_step: Callable[[int], None]) -> Callable[..., dict[str, A
 
 
 def draw_all(
-    pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    done: Callable[[Image, int], None] | None = None,
 ) -> list[Image]:
-    """Draw every prompt with every seed, prompt by prompt, with a progress bar."""
+    """Draw every prompt with every seed, prompt by prompt, with a progress bar.
+
+    Args:
+        pipeline: that draws.
+        prompts: what to draw.
+        seeds: for each prompt.
+        sampling: how to draw.
+        done: told each picture and its seed as soon as it is there.
+    """
     images = []
     pipeline.set_progress_bar_config(disable=True)
     with console.progress(len(prompts) * len(seeds), "drawing", unit="picture") as bar:
@@ -140,6 +152,8 @@ def draw_all(
             for seed in seeds:
                 images.append(draw(pipeline, prompt, seed, sampling))
                 bar.update()
+                if done is not None:
+                    done(images[-1], seed)
     return images
 
 
@@ -163,8 +177,14 @@ def generate(prompt: str | Sequence[str], **options: Any) -> list[Image]:
     return [picture.image for picture in generate_pictures(config)]
 
 
-def generate_pictures(config: GenerateConfig) -> list[Picture]:
+def generate_pictures(
+    config: GenerateConfig, done: Callable[[Image, int], None] | None = None
+) -> list[Picture]:
     """Draw what a configuration asks for, keeping what each picture was drawn from.
+
+    Args:
+        config: what to draw, and with what.
+        done: told each picture with the adapters, and its seed, as soon as it is there.
 
     Raises:
         UserError: an adapter or base that cannot be used.
@@ -178,7 +198,7 @@ def generate_pictures(config: GenerateConfig) -> list[Picture]:
         config.width,
     )
     seeds = range(config.seed, config.seed + config.num_images)
-    after = draw_all(pipeline, config.prompt, seeds, sampling)
+    after = draw_all(pipeline, config.prompt, seeds, sampling, done)
     before: list[Image | None] = [None] * len(after)
     if config.compare:
         unload_adapters(pipeline)
