@@ -228,3 +228,30 @@ def test_text_encoders_carry_every_type(new_kind, make_config):
     types = {entry.type for modules in components.values() for entry in modules.values()}
     assert types == {new_kind.get("adapter_type", "lora")}
     assert picture(adapter=str(file.parent)).shape == (64, 64, 3)
+
+
+def parameters_at(folder, step):
+    file = folder / f"checkpoint-{step}" / "training_state.pt"
+    return torch.load(file, weights_only=True)["parameters"]
+
+
+def test_pissa_goes_on_from_the_start_it_had(make_config, tmp_path):
+    options = {"adapter_init": "pissa", **LARGE, "checkpointing_steps": 1}
+    scumble.train(make_config(**options, max_train_steps=1))
+    options |= {"base_precision": "int8", "resume_from_checkpoint": "latest"}
+    scumble.train(make_config(**options, max_train_steps=2))
+    first, second = (parameters_at(tmp_path / "out", step) for step in (1, 2))
+    starts = [name for name in first if name.endswith(("down_0", "up_0"))]
+    assert len(starts) * 2 == len(first)
+    assert all(torch.equal(first[name], second[name]) for name in starts)
+    assert not any(torch.equal(first[name], second[name.removesuffix("_0")]) for name in starts)
+
+
+@pytest.mark.parametrize("before", ["pissa", "gaussian"])
+def test_a_run_does_not_go_on_from_another_kind_of_start(before, make_config):
+    after = {"pissa": "kaiming", "gaussian": "pissa"}[before]
+    scumble.train(make_config(adapter_init=before, max_train_steps=1, checkpointing_steps=1))
+    changed = make_config(adapter_init=after, max_train_steps=2, resume_from_checkpoint="latest")
+    with pytest.raises(UserError, match="from another start") as refused:
+        scumble.train(changed)
+    assert "--adapter_init" in refused.value.hint

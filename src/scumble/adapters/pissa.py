@@ -20,8 +20,8 @@ class PiSSA(LoRA):
     without two large numbers that cancel in half precision. In files it is a LoRA of twice the
     rank.
 
-    The start is not saved: it is found anew from the same frozen weight and seed. So it differs
-    where the base is loaded otherwise, in another number format for one.
+    Checkpoints hold the start: found anew it would differ where the base is loaded otherwise, in
+    another number format for one.
     """
 
     down_0: Tensor

@@ -59,7 +59,7 @@ class Average:
 
 
 @torch.no_grad()
-def copy_into(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+def copy_into(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Copy values into the parameters of the same names; the other parameters stay."""
     for name, value in values.items():
         parameters[name].copy_(value)

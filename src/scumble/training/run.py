@@ -220,13 +220,15 @@ def _continue_from(
     if checkpoint.data_digest != workshop.gathered.digest():
         console.say("not as before: the pictures or captions have changed since the checkpoint")
     state = checkpoint.training_state()
-    parameters = together(phase.taught for phase in phases).named_parameters()
+    learnt = together(phase.taught for phase in phases).named_state()
     saved = {name: tensor.shape for name, tensor in state["parameters"].items()}
-    if saved != {name: parameter.shape for name, parameter in parameters.items()}:
+    if saved != {name: tensor.shape for name, tensor in learnt.items()}:
         raise UserError(
-            f"{checkpoint.folder} adapts other layers, or at other ranks, than are asked for now",
-            "Within a run the method, --rank, --target_modules, --placeholder_token, --num_vectors "
-            "and the base stay; for others start a new --output_dir.",
+            f"{checkpoint.folder} adapts other layers, at other ranks or from another start, than "
+            "are asked for now",
+            "Within a run the method, --rank, --target_modules, --adapter_init pissa, "
+            "--placeholder_token, --num_vectors and the base stay; for others start a new "
+            "--output_dir.",
         )
     if state["phase"] != phase_name(phases, checkpoint.step):
         raise UserError(
@@ -235,7 +237,7 @@ def _continue_from(
             "Within a run the pivot stays where it is: leave --pivot and --max_train_steps as they "
             "were, or start a new --output_dir.",
         )
-    copy_into(parameters, state["parameters"])
+    copy_into(learnt, state["parameters"])
     return state
 
 

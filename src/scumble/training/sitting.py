@@ -200,9 +200,9 @@ class Sitting:
         self.record.facts["steps"] = self.done
 
     def _write(self, update: Update, average: Average, name: str | None) -> None:
-        parameters = self.taught.named_parameters()
+        learnt = self.taught.named_state()
         state = {
-            "parameters": {key: p.detach().cpu().clone() for key, p in parameters.items()},
+            "parameters": {key: t.detach().cpu().clone() for key, t in learnt.items()},
             "update": update.state(),
             "average": average.state(),
             "choice": self.choice.state(),
@@ -241,7 +241,7 @@ class Sitting:
         except UserError as error:
             console.say(f"the best checkpoint cannot be used, the last one is: {error.message}")
             return
-        copy_into(self.taught.named_parameters(), state["parameters"] | state["average"])
+        copy_into(self.taught.named_state(), state["parameters"] | state["average"])
         console.say(
             f"the result is that of step {self.choice.best_step}, the best on held-out pictures "
             f"({self.choice.best_loss:.5f})"

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from scumble.adapters.inject import AdapterSet
 
@@ -36,6 +36,16 @@ class Taught:
             for name, parameter in model.named_parameters():
                 named[f"{component}.{name}"] = parameter
         return named
+
+    def named_state(self) -> dict[str, Tensor]:
+        """`named_parameters`, and what does not learn and yet is needed to go on: PiSSA's start."""
+        starts = {
+            f"{component}.{path}.{name}": buffer
+            for component, adapters in self.adapters.items()
+            for path, adapter in adapters.adapters.items()
+            for name, buffer in adapter.named_buffers()
+        }
+        return {**self.named_parameters(), **starts}
 
     def __or__(self, other: "Taught") -> "Taught":
         """Both together."""
