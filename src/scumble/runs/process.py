@@ -28,7 +28,8 @@ def start_detached(arguments: Sequence[str], output: Path) -> "subprocess.Popen[
         options = {"creationflags": flags}
     with output.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            # -P: a stray json.py where the page was started must not be taken for Python's own.
+            [sys.executable, "-P", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -15,6 +15,9 @@ from scumble.ui.folders import Folders
 TABS = {"Train": "train_tab", "Generate": "generate_tab", "Library": "library_tab"}
 """Title of a tab -> its module, whose `build(folders)` fills it."""
 
+KEPT_S = 24 * 3600
+"""Copies of what was sent to or by a browser are deleted after so long."""
+
 
 def folders_of(config: UiConfig) -> Folders:
     """The folders of a page; its own is made.
@@ -46,7 +49,10 @@ def build(config: UiConfig) -> Any:
     gradio = _gradio()
     folders = folders_of(config)
     titles = ["Generate"] if config.generate_only else list(TABS)
-    with gradio.Blocks(title="scumble", analytics_enabled=False) as page:
+    with gradio.Blocks(
+        title="scumble", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)
+    ) as page:
+        gradio.HTML(style.TITLE)
         for title in titles:
             if find_spec(f"scumble.ui.{TABS[title]}") is None:
                 continue
