@@ -84,8 +84,8 @@ def settings_beside(file: Path) -> str:
     if not path.is_file():
         return ""
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            text = file.read(MAX_HEADER + 1)
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            text = stream.read(MAX_HEADER + 1)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if len(text) > MAX_HEADER:
