@@ -318,9 +318,9 @@ def test_what_is_there_is_kept_unless_asked_otherwise(
     merge(out)
     with pytest.raises(UserError, match="exists already"):
         merge(out)
-    (out / "mine.txt").write_text("an older base")
+    (out / "unet" / "model.bin").write_text("of an older base")
     merge(out, force=True)
-    assert not (out / "mine.txt").exists()
+    assert not (out / "unet" / "model.bin").exists()
     diary = tmp_path / "diary"
     diary.mkdir()
     (diary / "monday.txt").write_text("mine")

@@ -1,26 +1,18 @@
 """A base model as a folder in diffusers' layout, which every diffusers pipeline opens."""
 
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from scumble.errors import UserError
 from scumble.formats.streaming import open_streamed
-from scumble.tools.base_configurations import CLASSES, INDEX, write_configurations
+from scumble.tools.base_configurations import CLASSES, write_configurations
+from scumble.tools.base_parts import WEIGHTS, base_root, component_names, files_beside
 from scumble.tools.base_weights import BaseWeights, OutputFile
 from scumble.tools.edits import Edit
-
-WEIGHTS = (
-    *(".safetensors", ".bin", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".pb", ".xml"),
-    ".index.json",
-)
-"""How names of files with weights end, or of the list of their shards."""
 
 
 def folder_files(
@@ -62,72 +54,40 @@ def write_beside(weights: BaseWeights, folder: Path) -> None:
         folder: that exists.
 
     Raises:
-        UserError: a single file's tokenizer is nowhere on this machine.
+        UserError: a single file's tokenizer is nowhere on this machine, or a link leads out of the
+            base's folder.
     """
     if weights.base.is_checkpoint:
         write_configurations(weights, folder)
         return
     root = _root(weights)
-    folders = [".", *weights.places, *_other_components(weights, root)]
-    for part in folders:
-        for path in sorted((root / part).rglob("*") if part != "." else root.iterdir()):
-            if path.is_file() and not path.name.endswith(WEIGHTS) and path.name[0] != ".":
-                target = folder / path.relative_to(root)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-
-
-@contextmanager
-def replaced_folder(path: Path) -> Iterator[Path]:
-    """Give a new folder beside `path` that takes its place at the end; on failure nothing is left.
-
-    Args:
-        path: the folder to write; an older one goes when the new one is whole.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():
-            path.rename(aside)
-        temporary.rename(path)
-    except OSError as error:
-        if aside.exists() and not path.exists():
-            aside.rename(path)
-        hint = "Is the folder writable and the disk not full?"
-        raise UserError(f"cannot write {path}: {error.strerror}", hint) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
+    for relative in files_beside(root):
+        target = folder / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / relative, target)
 
 
 def _root(weights: BaseWeights) -> Path:
-    """The folder itself; of a base of the Hub, its place in the cache."""
+    """The folder itself; of a base of the Hub, its place in the cache.
+
+    Raises:
+        UserError: a component is not there.
+    """
     base = weights.base
-    if Path(base.location).is_dir():
-        return Path(base.location)
-    root = base.weight_files(next(iter(weights.places)))[0].parent.parent
-    index = json.loads((root / INDEX).read_text("utf-8"))
-    for part in _named(index):
-        if not (root / part).is_dir():
-            raise UserError(
-                f"the {part} of {base.name} is not on this machine",
-                f"Fetch the base first: hf download {base.name}.",
-            )
+    root = base_root(base)
+    assert root is not None
+    if not Path(base.location).is_dir():
+        for part in component_names(root):
+            if not (root / part).is_dir():
+                raise UserError(
+                    f"the {part} of {base.name} is not on this machine",
+                    f"Fetch the base first: hf download {base.name}.",
+                )
     return root
 
 
 def _other_components(weights: BaseWeights, root: Path) -> list[str]:
-    index = json.loads((root / INDEX).read_text("utf-8"))
-    return [p for p in _named(index) if p not in weights.places and (root / p).is_dir()]
-
-
-def _named(index: dict[str, Any]) -> list[str]:
-    return [name for name, value in index.items() if isinstance(value, list) and value[0]]
+    return [p for p in component_names(root) if p not in weights.places and (root / p).is_dir()]
 
 
 def _stem(paths: Sequence[Path]) -> str:

@@ -14,7 +14,7 @@ from scumble.families.original_names import POSITIONS, from_original
 from scumble.formats.streaming import Entry, StreamedWeights, open_streamed
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where a tensor of diffusers lies in the base's files.
 
     Args:
@@ -57,7 +57,7 @@ class BaseWeights:
 
     base: BaseModel
     family: Family
-    places: Mapping[str, Mapping[str, Place]]
+    places: Mapping[str, Mapping[str, Location]]
     files: Mapping[str, StreamedWeights]
 
     def tensor(self, component: str, name: str) -> Tensor:
@@ -99,7 +99,8 @@ def open_base(base: BaseModel) -> Iterator[BaseWeights]:
         to_file = family.key_names.to_file
         places = {
             component: {
-                to_file(component, key): Place(key, entry) for key, entry in weights.entries.items()
+                to_file(component, key): Location(key, entry)
+                for key, entry in weights.entries.items()
             }
             for component, weights in files.items()
         }
@@ -121,8 +122,8 @@ def _weight_files(base: BaseModel, component: str) -> list[Path]:
 
 def _in_checkpoint(
     base: BaseModel, family: Family, weights: StreamedWeights
-) -> dict[str, dict[str, Place]]:
-    places: dict[str, dict[str, Place]] = {component: {} for component in family.components}
+) -> dict[str, dict[str, Location]]:
+    places: dict[str, dict[str, Location]] = {component: {} for component in family.components}
     for key, (dtype, shape) in weights.entries.items():
         found = from_original(key)
         if found is None or found.keys == (POSITIONS,):
@@ -130,7 +131,7 @@ def _in_checkpoint(
         entry = Entry(dtype, found.shape(shape))
         for block, name in enumerate(found.keys):
             block_or_none = block if len(found.keys) > 1 else None
-            places[found.component][name] = Place(key, entry, block_or_none)
+            places[found.component][name] = Location(key, entry, block_or_none)
     for component, tensors in places.items():
         if not tensors:
             raise UserError(

@@ -11,53 +11,25 @@ from typing import NamedTuple
 
 import torch
 
-from scumble import console
 from scumble.errors import UserError
 from scumble.families import BaseModel
 from scumble.families.fingerprint import FINGERPRINT, fingerprint
 from scumble.formats import AdapterWeights, LearnedToken, write_adapter
-from scumble.formats.container import require_writable, user_path
 from scumble.formats.files import EMBEDS_NAME
-from scumble.formats.streaming import write_streamed
 from scumble.tools.base_checkpoint import checkpoint_file
-from scumble.tools.base_configurations import INDEX
-from scumble.tools.base_folder import folder_files, replaced_folder, write_beside
-from scumble.tools.base_weights import BaseWeights, OutputFile, open_base
+from scumble.tools.base_files import write_files
+from scumble.tools.base_folder import folder_files, write_beside
+from scumble.tools.base_weights import BaseWeights, open_base
 from scumble.tools.combine import Part, Recipe
 from scumble.tools.deltas import adapter_of
 from scumble.tools.edits import Edit
-from scumble.tools.output import output_file, refuse_existing
-from scumble.tools.provenance import merged_from
-from scumble.tools.sources import Loaded
+from scumble.tools.output import refuse_existing
+from scumble.tools.provenance import merged_from, tokens_of
+from scumble.tools.replaced import replaced
+from scumble.tools.sources import Loaded, layers_of
 from scumble.tools.table import counted
 
 Layers = Mapping[tuple[str, str], Sequence[Part]]
-
-
-def base_output(output: str | Path, base: BaseModel, *, force: bool) -> Path:
-    """Refuse a place for a base that cannot, or should not, be written.
-
-    Args:
-        output: ends in `.safetensors` for one file; otherwise the folder.
-        base: that is read.
-        force: an older file or base may be replaced.
-
-    Raises:
-        UserError: it is there already, or is the base itself, or cannot be written.
-    """
-    path = user_path(output)
-    if Path(base.location).exists() and path.resolve() == Path(base.location).resolve():
-        raise UserError(f"the output {path} is the base itself", "Choose another with --output.")
-    if path.suffix.lower() == ".safetensors":
-        return output_file(path, None, force=force)
-    refuse_existing(path, force=force)
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / INDEX).is_file()):
-        raise UserError(
-            f"{path} is no base model, and is not replaced by one",
-            "Choose another folder with --output.",
-        )
-    require_writable(path.parent, "--output")
-    return path
 
 
 class Target(NamedTuple):
@@ -78,19 +50,11 @@ class Target(NamedTuple):
     force: bool = False
 
 
-def merge_into_base(
-    sources: Sequence[Loaded],
-    layers: Layers,
-    tokens: Mapping[str, LearnedToken],
-    recipe: Recipe,
-    target: Target,
-) -> list[str]:
-    """Write a base with adapters in its weights.
+def merge_into_base(sources: Sequence[Loaded], recipe: Recipe, target: Target) -> list[str]:
+    """Write a base with adapters in its weights, and learned words, which it cannot hold, beside.
 
     Args:
         sources: the adapters.
-        layers: what acts on each layer.
-        tokens: learned words, which a base cannot hold: they are written into a file beside it.
         recipe: how several changes of a layer become one.
         target: the base, and where the new one goes.
 
@@ -100,6 +64,7 @@ def merge_into_base(
     Raises:
         UserError: a layer does not fit the base, or values leave the range of the number format.
     """
+    layers, tokens = layers_of(sources), tokens_of(sources)
     path = target.path
     is_file = path.suffix.lower() == ".safetensors"
     words = path.with_name(f"{path.stem}_{EMBEDS_NAME}") if is_file else path / EMBEDS_NAME
@@ -107,24 +72,26 @@ def merge_into_base(
         refuse_existing(words, force=target.force)
     with open_base(target.base) as weights, ExitStack() as stack:
         lines = _doubts(weights, sources)
-        layers, shapes, left_out = _fitted(weights, layers, sources, partial=target.partial)
+        fitting, shapes, left_out = _fitted(weights, layers, sources, partial=target.partial)
         lines += [f"left out: '{name}' {reason}" for name, reason in left_out.items()]
-        edit = Edit(layers, shapes, recipe, target.dtype)
+        edit = Edit(fitting, shapes, recipe, target.dtype)
         note = {"merged_from": merged_from(sources, recipe)}
         if is_file:
             planned, said = checkpoint_file(weights, edit)
-            _write([planned], path, note)
+            with replaced(path) as file:
+                write_files([planned], file, note)
             _write_tokens(weights, tokens, words)
         else:
             files, said = folder_files(weights, edit, stack)
-            with replaced_folder(path) as folder:
+            with replaced(path) as folder:
+                folder.mkdir()
                 write_beside(weights, folder)
-                _write(files, folder, note)
+                write_files(files, folder, note)
                 _write_tokens(weights, tokens, folder / words.name)
     if tokens:
         named = ", ".join(tokens)
         said.append(f"a base cannot hold learned words ({named}): draw with --adapter {words}")
-    return [f"{counted(len(layers), 'layer')} of {target.base.name} changed", *lines, *said]
+    return [f"{counted(len(fitting), 'layer')} of {target.base.name} changed", *lines, *said]
 
 
 def _doubts(weights: BaseWeights, sources: Sequence[Loaded]) -> list[str]:
@@ -165,22 +132,6 @@ def _fitted(
             "Nothing was written; --partial merges what fits.",
         )
     return {key: layers[key] for key in shapes}, shapes, misfits
-
-
-def _write(files: Sequence[OutputFile], place: Path, note: Mapping[str, str]) -> None:
-    total = sum(entry.nbytes for file in files for entry in file.entries.values())
-    written = 0
-    with console.progress(total // 10**6, "writing", unit="MB") as bar:
-
-        def done(nbytes: int) -> None:
-            nonlocal written
-            written += nbytes
-            bar.update(written // 10**6 - bar.n)
-
-        for file in files:
-            path = place / file.name if file.name else place
-            metadata = {**file.metadata, **note}
-            write_streamed(path, file.entries, metadata, file.tensor_of, done)
 
 
 def _write_tokens(weights: BaseWeights, tokens: Mapping[str, LearnedToken], path: Path) -> None:

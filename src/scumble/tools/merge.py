@@ -7,15 +7,16 @@ from scumble import console
 from scumble.errors import UserError
 from scumble.families import FAMILIES, BaseModel, locate
 from scumble.formats import AdapterWeights, ModuleWeights
-from scumble.tools.combine import Method, Part, Recipe
+from scumble.tools.base_place import base_output
+from scumble.tools.combine import Method, Recipe
 from scumble.tools.into_adapter import merge_layer
-from scumble.tools.into_base import Target, base_output, merge_into_base
+from scumble.tools.into_base import Target, merge_into_base
 from scumble.tools.number_formats import cast_adapter, dtype_named
 from scumble.tools.output import output_file, write_output
 from scumble.tools.provenance import merged_metadata, tokens_of
 from scumble.tools.ranks import check_rank
 from scumble.tools.report import Kept, Outcome, kept_lines
-from scumble.tools.sources import Source, layers_of, load
+from scumble.tools.sources import Loaded, Source, layers_of, load
 from scumble.tools.threads import one_thread
 
 Given = Source | tuple[str | Path | AdapterWeights, float] | str | Path | AdapterWeights
@@ -42,16 +43,14 @@ def merge_files(
     allow_pickle: bool = False,
     force: bool = False,
 ) -> Outcome:
-    """Merge adapters into one adapter, or into a base model.
-
-    It does what its sources do together: exactly where all are LoRA and no rank is asked for.
+    """Merge adapters into one adapter, or into a base model, that does what they do together.
 
     Args:
         sources: files, folders of runs or weights already read; (source, strength) where it is
             not to act at 1.0; or a `Source`, which may have factors for parts of the model.
         output: the adapter file; with a base, one file (.safetensors) or a folder for diffusers.
         base: merge into this base: a folder, a single file, a Hub id, or "scumble-tiny".
-        rank: of the merged adapter, at most; None keeps everything: the sum of the ranks.
+        rank: of the merged adapter, at most; None is exact for LoRA: the sum of the ranks.
         factors: of every strength in parts of the model: {"text_encoder": 0.5, "mid_block": 0}.
         method: "sum", "ties", "dare" or "dare_ties"; all but the first thin changes out.
         density: share of each change that "ties" and "dare" keep; 0.5 if None.
@@ -64,46 +63,41 @@ def merge_files(
         force: replace what is there.
 
     Raises:
-        UserError: a source cannot be read or does not fit, the place cannot be written, or an
-            option has no meaning here.
+        UserError: a source cannot be read or does not fit, or the place or an option is wrong.
     """
-    recipe = Recipe(method, 0.5 if density is None else density, seed or 0)
-    _refuse_idle(method, density=density, seed=seed)
+    recipe = _recipe(method, density, seed)
     check_rank(rank)
     number_format = dtype_named(dtype)
-    target: Target | Path
-    if base is None:
-        target = output_file(output, format, force=force)
+    given = [_as_source(source) for source in sources]
+    found = base if base is None or isinstance(base, BaseModel) else locate(str(base))
+    if found is None:
+        path = output_file(output, format, force=force)
     else:
         _refuse_adapters_own(rank=rank, format=format, allow_other_base=allow_other_base or None)
-        found = base if isinstance(base, BaseModel) else locate(str(base))
-        place = base_output(output, found, force=force)
-        target = Target(found, place, number_format, partial, force)
-    given = [_as_source(source) for source in sources]
+        path = base_output(output, found, _files(given), force=force)
     loaded = load(given, factors or {}, partial=partial, allow_pickle=allow_pickle)
-    layers, tokens = layers_of(loaded), tokens_of(loaded)
-    lines = [
-        f"{s.name}: left out: '{k}' {v}" for s in loaded for k, v in s.weights.left_out.items()
-    ]
-    if isinstance(target, Target):
-        lines += merge_into_base(loaded, layers, tokens, recipe, target)
-        return Outcome(target.path, tuple(lines))
-    metadata = merged_metadata(loaded, recipe, allow_other_base=allow_other_base)
-    components, kept = _merged(layers, recipe, rank)
-    merged, small = cast_adapter(AdapterWeights(components, metadata, tokens), number_format)
-    lines += [*kept_lines(kept), *_whole_lines(components), *small]
-    lines += write_output(merged, target, next(iter(FAMILIES.values())).key_names, format or "peft")
-    return Outcome(target, tuple(lines), tuple(kept))
+    lines = _left_out(loaded)
+    if found is not None:
+        target = Target(found, path, number_format, partial, force)
+        return Outcome(path, (*lines, *merge_into_base(loaded, recipe, target)))
+    merged, kept = _merged(loaded, recipe, rank, allow_other_base=allow_other_base)
+    cast, small = cast_adapter(merged, number_format)
+    lines += [*kept_lines(kept), *_whole_lines(merged.components), *small]
+    lines += write_output(cast, path, next(iter(FAMILIES.values())).key_names, format or "peft")
+    return Outcome(path, tuple(lines), tuple(kept))
 
 
-def _refuse_idle(method: Method, **given: float | None) -> None:
-    """Refuse numbers that the method has no use for."""
+def _recipe(method: Method, density: float | None, seed: int | None) -> Recipe:
+    """How to combine; numbers that the method has no use for are refused."""
+    recipe = Recipe(method, 0.5 if density is None else density, seed or 0)
+    given = {"density": density, "seed": seed}
     for name, methods in USED_BY.items():
         if given[name] is not None and method not in methods:
             raise UserError(
                 f"--{name} has no meaning for --method {method}",
                 f"It belongs to: {', '.join(methods)}.",
             )
+    return recipe
 
 
 def _refuse_adapters_own(**given: object) -> None:
@@ -115,6 +109,16 @@ def _refuse_adapters_own(**given: object) -> None:
             )
 
 
+def _files(sources: Sequence[Source]) -> list[str | Path]:
+    return [s.adapter for s in sources if not isinstance(s.adapter, AdapterWeights)]
+
+
+def _left_out(sources: Sequence[Loaded]) -> list[str]:
+    return [
+        f"{s.name}: left out: '{k}' {v}" for s in sources for k, v in s.weights.left_out.items()
+    ]
+
+
 def _as_source(given: Given) -> Source:
     if isinstance(given, Source):
         return given
@@ -122,8 +126,10 @@ def _as_source(given: Given) -> Source:
 
 
 def _merged(
-    layers: Mapping[tuple[str, str], Sequence[Part]], recipe: Recipe, rank: int | None
-) -> tuple[dict[str, dict[str, ModuleWeights]], list[Kept]]:
+    sources: Sequence[Loaded], recipe: Recipe, rank: int | None, *, allow_other_base: bool
+) -> tuple[AdapterWeights, list[Kept]]:
+    layers, tokens = layers_of(sources), tokens_of(sources)
+    metadata = merged_metadata(sources, recipe, allow_other_base=allow_other_base)
     components: dict[str, dict[str, ModuleWeights]] = {}
     kept = []
     with one_thread(), console.progress(len(layers), "merging", unit="layer") as bar:
@@ -132,7 +138,7 @@ def _merged(
             components.setdefault(component, {})[module] = merged.entry
             kept += [] if merged.kept is None else [merged.kept]
             bar.update()
-    return components, kept
+    return AdapterWeights(components, metadata, tokens), kept
 
 
 def _whole_lines(components: Mapping[str, Mapping[str, ModuleWeights]]) -> list[str]:

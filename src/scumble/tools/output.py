@@ -9,6 +9,7 @@ from scumble.formats.files import FORMATS, write_adapter
 from scumble.formats.key_names import KeyNames
 from scumble.formats.sidecars import read_notes, write_sidecars
 from scumble.formats.weights import AdapterWeights
+from scumble.tools.replaced import new_parents
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +81,8 @@ def write_output(
     Raises:
         UserError: the format cannot hold the adapter, or the folder cannot be written.
     """
-    write_adapter(weights, path, key_names, format)
+    with new_parents(path):
+        write_adapter(weights, path, key_names, format)
     if format != DESCRIBED:
         return []
     files = write_sidecars(path, weights, key_names, preview)
