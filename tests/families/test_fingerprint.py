@@ -9,8 +9,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
+import scumble
 from scumble.families import BaseModel, locate
-from scumble.families.fingerprint import fingerprint, live_fingerprint
+from scumble.families.fingerprint import MARKS, fingerprint, live_fingerprint
+from scumble.formats import AdapterWeights, ModuleWeights
 
 
 @pytest.fixture
@@ -20,9 +22,11 @@ def base(tiny_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def rewrite(folder: Path, dtype: torch.dtype, change: float = 0.0) -> str | None:
+def rewrite(
+    folder: Path, dtype: torch.dtype, change: float = 0.0, name: str = MARKS[0]
+) -> str | None:
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    unet.conv_out.weight.data[0, 0, 0, 0] += change
+    unet.get_parameter(name).data.view(-1)[0] += change
     unet.to(dtype).save_pretrained(folder / "unet")
     return fingerprint(locate(str(folder)), "unet")
 
@@ -32,7 +36,9 @@ def test_the_same_weights_have_one_mark_in_fp32_and_fp16(base: Path) -> None:
     assert first is not None
     assert len(first) == 16
     assert rewrite(base, torch.float16) == first
-    assert rewrite(base, torch.float16, change=0.5) != first
+    marks = {rewrite(base, torch.float16, change=0.5, name=name) for name in MARKS}
+    assert first not in marks
+    assert len(marks) == len(MARKS)
 
 
 def test_weights_that_were_rounded_coarsely_have_none(base: Path) -> None:
@@ -43,6 +49,18 @@ def test_a_live_denoiser_has_the_mark_of_its_files(base: Path) -> None:
     mark = rewrite(base, torch.float32)
     unet = UNet2DConditionModel.from_pretrained(base / "unet")
     assert live_fingerprint(unet) == live_fingerprint(unet.half()) == mark
+
+
+def test_a_base_that_an_adapter_was_merged_into_has_another(tmp_path: Path) -> None:
+    base, module = locate("scumble-tiny"), MARKS[-1].removesuffix(".weight")
+    unet = UNet2DConditionModel.from_pretrained(base.location, subfolder="unet")
+    high, wide = unet.get_submodule(module).weight.shape
+    entry = ModuleWeights("lora", {"down": torch.ones(1, wide), "up": torch.ones(high, 1)}, 1.0)
+    adapter = AdapterWeights({"unet": {module: entry}})
+    scumble.merge_files([adapter], tmp_path / "merged", base=base)
+    mark = fingerprint(base, "unet")
+    assert mark is not None
+    assert fingerprint(locate(str(tmp_path / "merged")), "unet") not in (None, mark)
 
 
 def test_one_file_has_the_mark_of_its_folder(tmp_path: Path) -> None:

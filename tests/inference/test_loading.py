@@ -13,6 +13,7 @@ from torch import nn
 
 import scumble
 from scumble.adapters.inject import adapted_layers
+from scumble.adapters.layer import AdaptedLayer
 from scumble.errors import UserError
 from scumble.families import locate
 from scumble.families.fingerprint import fingerprint
@@ -311,7 +312,13 @@ def test_other_weights_than_the_adapter_was_trained_on_are_pointed_out(
     tiny_pipeline.unet.half()
     scumble.load_adapter(tiny_pipeline, weights, name="same in fp16")
     assert capsys.readouterr().out == ""
-    tiny_pipeline.unet.conv_in.weight.data[0, 0, 0, 0] += 1
+    middle = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    entry = ModuleWeights("lora", {"down": torch.ones(1, 128), "up": torch.zeros(128, 1)}, 1.0)
+    scumble.load_adapter(tiny_pipeline, AdapterWeights({"unet": {middle: entry}}), name="wrapper")
+    assert isinstance(tiny_pipeline.unet.get_submodule(middle), AdaptedLayer)
+    scumble.load_adapter(tiny_pipeline, weights, name="same below another")
+    assert capsys.readouterr().out == ""
+    tiny_pipeline.unet.get_submodule(middle).base.weight.data[0, 0] += 1
     scumble.load_adapter(tiny_pipeline, weights, name="other")
     assert "other: trained on b/c, whose weights are not those" in capsys.readouterr().out
     tiny_pipeline.unet.bfloat16()

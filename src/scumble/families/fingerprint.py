@@ -14,8 +14,13 @@ from scumble.formats.streaming import open_streamed
 FINGERPRINT = "base_fingerprint"
 """Metadata key under which adapter files keep the mark of the base they were trained on."""
 
-MARKS = ("conv_in.weight", "conv_out.weight")
-"""Tensors of the denoiser that are small, and that no two trainings leave alike."""
+MIDDLE = "mid_block.attentions.0.transformer_blocks.0"
+MARKS = (
+    *("conv_in.weight", "conv_out.weight"),
+    *(f"{MIDDLE}.attn1.to_q.weight", f"{MIDDLE}.attn2.to_v.weight"),
+)
+"""Tensors of the denoiser that are small. No two trainings leave the first ones alike; the others
+are among what adapters change, so that a base that one was merged into is told apart."""
 
 
 def fingerprint(base: BaseModel, component: str) -> str | None:
@@ -57,7 +62,10 @@ def live_fingerprint(denoiser: nn.Module) -> str | None:
 
 def _tensor(model: nn.Module, name: str) -> Tensor | None:
     path, _, attribute = name.rpartition(".")
-    layer = getattr(model, path, None)
+    try:
+        layer = model.get_submodule(path)
+    except AttributeError:
+        return None
     return None if getattr(layer, "is_merged", False) else getattr(layer, attribute, None)
 
 
