@@ -53,6 +53,21 @@ def test_it_goes_to_another_format_and_back(convert: Callable, file: Path, out: 
     assert scumble.diff_adapters(file, back).is_equal
 
 
+def test_kohyas_file_says_its_own_name_unless_it_has_one(
+    convert: Callable, file: Path, out: Path, tmp_path: Path
+) -> None:
+    for path in (out, out.with_name("c.safetensors")):
+        convert(file, "--format", "kohya", "--output", path)
+        assert scumble.read_adapter(path).metadata["ss_output_name"] == path.stem
+    again = tmp_path / "d.safetensors"
+    convert(out, "--format", "kohya", "--output", again)
+    assert scumble.read_adapter(again).metadata["ss_output_name"] == out.stem
+    training = {"training": json.dumps({"name": "mine"})}
+    named = saved(replace(sample(), metadata=training), tmp_path / "e.safetensors")
+    convert(named, "--format", "kohya", "--output", again, "--force")
+    assert scumble.read_adapter(again).metadata["ss_output_name"] == "mine"
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", "[" * 100_000, None])
 def test_nothing_is_written_over_a_description_that_is_none(
     convert: Callable, file: Path, out: Path, content: str | None

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import scumble
 from scumble.formats.container import read_content
 
@@ -37,3 +39,17 @@ def test_kohyas_file_says_it_in_its_words(make_config: Any, tmp_path: Path) -> N
     assert json.loads(said["ss_tag_frequency"])
     assert json.loads(said["ss_bucket_info"])["buckets"]["0"]["count"] > 0
     assert said["ss_sd_model_name"] == "scumble-tiny"
+    assert said["ss_clip_skip"] == "None"
+
+
+@pytest.mark.parametrize(
+    ("length", "told"),
+    [
+        ({"max_train_steps": 1, "num_train_epochs": 9}, {"max_train_steps": 1}),
+        ({"max_train_steps": None, "num_train_epochs": 1}, {"num_train_epochs": 1}),
+    ],
+)
+def test_only_what_decides_the_length_is_told(length: Any, told: Any, make_config: Any) -> None:
+    result = scumble.train(make_config(**length, train_batch_size=6))
+    facts = json.loads(scumble.read_adapter(result.adapter).metadata["training"])
+    assert {name: facts[name] for name in length if name in facts} == told

@@ -15,7 +15,8 @@ TRAINING = "training"
 - options of the run, named and valued as its flags are: those of `SAME` and `resolution`.
 - `prediction_type`: "epsilon" or "v_prediction", of the base; `text_width`: of its text's numbers.
 - `steps`, `epochs`: how many were done. `pictures`, `class_pictures`: how many there were.
-- `started_at`, `finished_at`: in seconds since 1970.
+- `started_at`, `finished_at`: in seconds since 1970. Our own runs leave them out: equal trainings
+  give equal bytes.
 - `folders`: name of a folder of pictures -> {"n_repeats": int, "img_count": int}.
 - `tags`: name of a folder -> {part of a caption -> how many captions have it}.
 - `buckets`: list of [width in px, height in px, how many pictures].

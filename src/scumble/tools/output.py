@@ -1,5 +1,6 @@
 """How a tool writes an adapter: its place is checked before any work is done for it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from scumble.formats.container import require_writable, user_path
 from scumble.formats.files import FORMATS, write_adapter
 from scumble.formats.key_names import KeyNames
 from scumble.formats.sidecars import read_notes, write_sidecars
+from scumble.formats.training_facts import SAME, training_facts
 from scumble.formats.weights import AdapterWeights
 from scumble.tools.replaced import new_parents
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 DESCRIBED = "kohya"
 """The format whose programs look for a description and a picture beside the file."""
+
+NAME = SAME["name"]
 
 
 def output_file(output: str | Path, format: str | None, *, force: bool) -> Path:
@@ -81,9 +85,17 @@ def write_output(
     Raises:
         UserError: the format cannot hold the adapter, or the folder cannot be written.
     """
+    if format == DESCRIBED:
+        weights = _named(weights, path.stem)
     with new_parents(path):
         write_adapter(weights, path, key_names, format)
     if format != DESCRIBED:
         return []
     files = write_sidecars(path, weights, key_names, preview)
     return [f"beside it: {file.name}" for file in files]
+
+
+def _named(weights: AdapterWeights, name: str) -> AdapterWeights:
+    """With a name for menus, where it has none."""
+    known = weights.metadata.get(NAME) or training_facts(weights.metadata).get("name")
+    return weights if known else replace(weights, metadata=weights.metadata | {NAME: name})

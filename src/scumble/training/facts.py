@@ -14,7 +14,7 @@ def training_facts(workshop: Workshop, steps: int) -> dict[str, Any]:
     """The object that `formats/training_facts.TRAINING` describes.
 
     Nothing of the clock or of the output folder is in it, so that the same training writes the
-    same bytes, and no path of this machine.
+    same bytes, and no path of this machine. What did not decide anything is left out.
 
     Args:
         workshop: the run's.
@@ -34,8 +34,11 @@ def training_facts(workshop: Workshop, steps: int) -> dict[str, Any]:
         for part in caption.split(",")
         if part.strip()
     )
-    facts = {name: value for name, value in options.items() if value is not None}
+    facts: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
+    if config.max_train_steps is not None:
+        facts.pop("num_train_epochs", None)  # these decided nothing
     facts |= {
+        "clip_skip": None,  # what the base's text encoder gives is taken as it is
         "steps": steps,
         "pictures": len(pictures),
         "resolution": config.resolution or workshop.family.geometry(base).native_px,
