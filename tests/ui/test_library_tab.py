@@ -104,6 +104,7 @@ def test_a_visitor_inspects_compares_merges_converts_and_downloads(
         page.get_by_label("Name of the new adapter").fill("both")
         page.locator("#merge").click()
         merged = download(page, "#merge_download", tmp_path)
+        expect(page.locator("#adapters")).to_contain_text("library/both")
 
         page.get_by_role("tab", name="Convert and download").click()
         choose(page.locator("#convert_adapter input"), "second")

@@ -35,15 +35,20 @@ def plain(text: str, folders: Folders) -> str:
     return text
 
 
-def served(path: Path, folders: Folders) -> Path:
-    """A copy of a file under its own name, in the one folder that the browser may fetch from.
+def served(path: Path, folders: Folders, name: str = "") -> Path:
+    """A copy of a file in the one folder that the browser may fetch from.
+
+    Args:
+        path: the file.
+        folders: of the page.
+        name: what to call the copy; its own name if empty.
 
     Raises:
         OSError: it cannot be written.
     """
     place = folders.served / uuid.uuid4().hex
     place.mkdir(parents=True)
-    return Path(shutil.copy2(path, place / path.name))
+    return Path(shutil.copy2(path, place / (name or path.name)))
 
 
 def escaped(text: str) -> str:

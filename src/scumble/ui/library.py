@@ -121,7 +121,7 @@ class Library:
             outcome = convert_adapter(source, self._output(title_or_name), written, dtype=dtype)
             return outcome.path, outcome.lines
 
-        return self._answer(work)
+        return self._answer(work, f"{plain_name(Path(name or '').name)}.safetensors")
 
     def _source(self, name: str) -> str:
         if not name:
@@ -152,12 +152,19 @@ class Library:
         except UserError as error:
             return plain(str(error), self.folders)
 
-    def _answer(self, work: Callable[[], tuple[Path, Sequence[str]]]) -> Answer:
-        """Do the work; the file is a copy that the browser may fetch."""
+    def _answer(self, work: Callable[[], tuple[Path, Sequence[str]]], name: str = "") -> Answer:
+        """Do the work; the file is a copy that the browser may fetch.
+
+        Args:
+            work: gives the file and what to say.
+            name: for files of runs, which are all called alike.
+        """
+        from scumble.formats.files import FILE_NAMES
+
         try:
             path, lines = work()
             said = "  \n".join(escaped(plain(line, self.folders)) for line in lines)
-            return said, served(path, self.folders)
+            return said, served(path, self.folders, name if path.name in FILE_NAMES else "")
         except UserError as error:
             return problem(error, self.folders), None
         except OSError as error:

@@ -42,9 +42,9 @@ def build(folders: Folders) -> None:
         with gradio.Tab("Compare"):
             compared = _compare(library)
         with gradio.Tab("Merge"):
-            chooser = _merge(library)
+            chooser, merged = _merge(library)
         with gradio.Tab("Convert and download"):
-            converted = _convert(library)
+            converted, written = _convert(library)
 
     lists = [inspected, *compared, converted, chooser.chosen]
 
@@ -58,6 +58,8 @@ def build(folders: Folders) -> None:
         return [name, name, name]
 
     gradio.on(None, look, None, [table, notes, *lists], **QUIET)
+    for done in (merged, written):
+        done.then(look, None, [table, notes, *lists], **QUIET)
     if isinstance(tab, gradio.Tab):
         tab.select(look, None, [table, notes, *lists], **QUIET)
     table.select(choose, None, [inspected, compared[0], converted], **QUIET)
@@ -96,7 +98,7 @@ def _compare(library: Library) -> tuple[Any, Any]:
     return first, second
 
 
-def _merge(library: Library) -> AdapterChooser:
+def _merge(library: Library) -> tuple[AdapterChooser, Any]:
     import gradio
 
     chooser = AdapterChooser.build(library.shelf, "Adapters to merge", typed=False)
@@ -129,11 +131,10 @@ def _merge(library: Library) -> AdapterChooser:
         )
 
     inputs = {*chooser.widgets, title, format, method, rank}
-    button.click(merge, inputs, [said, file], api_name="merge")
-    return chooser
+    return chooser, button.click(merge, inputs, [said, file], api_name="merge")
 
 
-def _convert(library: Library) -> Any:
+def _convert(library: Library) -> tuple[Any, Any]:
     import gradio
 
     with gradio.Row():
@@ -152,8 +153,8 @@ def _convert(library: Library) -> Any:
     def convert(name: str, new_name: str, to: str, numbers: str) -> list[Any]:
         return _shown(*library.convert(name, new_name or "", CONVERSIONS[to], DTYPES[numbers]))
 
-    button.click(convert, [chosen, title, format, dtype], [said, file], api_name="convert")
-    return chosen
+    done = button.click(convert, [chosen, title, format, dtype], [said, file], api_name="convert")
+    return chosen, done
 
 
 def _page(elem_id: str) -> Any:

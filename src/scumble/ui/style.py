@@ -16,7 +16,8 @@ TITLE = """
 """
 
 CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1240px !important;
+  margin: 0 auto !important; }
 #title { display: flex; align-items: center; gap: .8rem; padding: .3rem 0 .1rem; }
 #title h1 { font-size: 1.5rem; font-weight: 680; letter-spacing: -.02em; margin: 0;
   line-height: 1.15; }
@@ -32,7 +33,7 @@ CSS = """
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 255px), 1fr)); }
 #field-pretrained_model_name_or_path, #field-validation_prompt { grid-column: 1 / -1; }
 .gradio-container .html-container { padding: 0; }
-#samples .grid-wrap { height: auto; min-height: 0; max-height: none; }
+#samples .grid-wrap, #drawn .grid-wrap { height: auto; min-height: 0; max-height: none; }
 #samples .grid-container { grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)) !important; }
 .wrong { outline: 2px solid #dc2626; outline-offset: -2px; }
 #answer:not(:empty) { padding: .2rem .1rem; }
