@@ -188,6 +188,14 @@ def test_what_a_file_said_stays_unless_it_describes_the_tensors(tmp_path):
     assert metadata["modelspec.hash_sha256"] == "0x" + metadata["sshs_model_hash"]
 
 
+@pytest.mark.parametrize("damaged", ['{"preset": "full"', "[1]", '[["a", 1]]', "None"])
+@pytest.mark.parametrize("kernel", [(), (3, 3)])
+def test_arguments_that_are_no_object_stay_as_they_are(damaged, kernel, tmp_path):
+    weights = unet(**{CONV: lora(kernel=kernel)})
+    weights.metadata["ss_network_args"] = damaged
+    assert written(weights, tmp_path).metadata["ss_network_args"] == damaged
+
+
 @pytest.mark.parametrize("rank", [4, 400])
 def test_hashes_are_those_that_others_compute(rank, tmp_path):
     weights = unet(**{CONV: lora(rank, 1.0, 800)})
@@ -205,7 +213,8 @@ def test_hashes_are_those_that_others_compute(rank, tmp_path):
 
 def test_a_header_beyond_the_older_hash_leaves_it_away():
     facts = {"tags": {"pip": {f"tag {number:060}": 1 for number in range(16000)}}}
-    weights = AdapterWeights(unet().components, {"training": json.dumps(facts)})
+    said = {"training": json.dumps(facts), "sshs_legacy_hash": "01234567"}
+    weights = AdapterWeights(unet().components, said)
     metadata = kohya.write(weights, NAMES).metadata
     assert "sshs_legacy_hash" not in metadata
     assert "sshs_model_hash" in metadata

@@ -48,6 +48,9 @@ OWN_ARGUMENTS = {"algo", "conv_dim", "conv_alpha", *OPTIONS.values()}
 SEVERAL = "Dynamic"
 """What kohya writes for a rank or an alpha that differs from layer to layer."""
 
+HASHES = ("sshs_model_hash", "modelspec.hash_sha256", "sshs_legacy_hash")
+"""Metadata keys of the marks by which a file is known again."""
+
 LEGACY_START, LEGACY_SIZE = 0x100000, 0x10000
 """Part of the file that the older hash is of, in bytes."""
 
@@ -76,6 +79,7 @@ def kohya_metadata(
         told["modelspec.trigger_phrase"] = phrase
     known = _version(weights, key_names) | weights.metadata | told
     known |= _network(weights, tensors, known.get("ss_network_args", ""))
+    known = {key: value for key, value in known.items() if key not in HASHES}
     return known | _hashes(tensors, known)
 
 
@@ -124,17 +128,20 @@ def _network(
         "ss_network_dim": _one(entry.rank for entry in plain or wide),
         "ss_network_alpha": _one(float(entry.alpha) for entry in plain or wide),
     }
-    other = {k: v for k, v in _object(arguments).items() if k not in OWN_ARGUMENTS}
-    if own or other or arguments:
-        known["ss_network_args"] = json.dumps(other | own)
+    if own or arguments:
+        known["ss_network_args"] = _arguments(arguments, own)
     return known
 
 
-def _object(text: str) -> dict[str, object]:
+def _arguments(told: str, own: Mapping[str, str]) -> str:
+    """Arguments of the network with our own among them; what is no object stays as it is."""
     try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError):
-        return {}
+        theirs = json.loads(told or "{}")
+    except (ValueError, RecursionError):
+        return told
+    if not isinstance(theirs, dict):
+        return told
+    return json.dumps({k: v for k, v in theirs.items() if k not in OWN_ARGUMENTS} | own)
 
 
 def _has_kernel(entry: ModuleWeights) -> bool:
@@ -156,9 +163,10 @@ def _hashes(tensors: Mapping[str, Tensor], known: Mapping[str, str]) -> dict[str
     data = safetensors.torch.save(dict(tensors), lasting)
     start = 8 + struct.unpack("<Q", data[:8])[0]
     whole = hashlib.sha256(memoryview(data)[start:]).hexdigest()
-    hashes = {"sshs_model_hash": whole, "modelspec.hash_sha256": f"0x{whole}"}
+    model, spec, legacy = HASHES
+    hashes = {model: whole, spec: f"0x{whole}"}
     # A longer header reaches into the part, and the library writes it in random order.
     if start <= LEGACY_START:
         part = data[LEGACY_START : LEGACY_START + LEGACY_SIZE]
-        hashes["sshs_legacy_hash"] = hashlib.sha256(part).hexdigest()[:8]
+        hashes[legacy] = hashlib.sha256(part).hexdigest()[:8]
     return hashes
