@@ -14,6 +14,7 @@ VERBS = {
     "train": "teach a base model from your own pictures",
     "generate": "draw pictures, with adapters on top of a base model",
     "ui": "train, draw and look after adapters in a web page",
+    "runs": "list the runs on disk, and how far each of them is",
     "push": "put the result of a training run on the Hub",
     "demo": "teach the built-in base a style and show before and after",
     "inspect": "show what an adapter file is and what is in it",
