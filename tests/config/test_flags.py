@@ -12,7 +12,8 @@ from scumble.config import METHOD_GROUPS, TrainConfig
 from scumble.config.checks import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARES
 from scumble.config.files import read_config_file
 from scumble.config.method_groups import METHOD_DEFAULTS
-from scumble.config.train import LOCAL_PATHS, WORD_LISTS, describe, field_names
+from scumble.config.sharing import LOCAL_PATHS
+from scumble.config.train import WORD_LISTS, describe, field_names
 from scumble.errors import UserError
 from scumble.training.methods import METHODS
 
@@ -58,9 +59,13 @@ def test_the_articles_flags_mean_what_they_say():
     assert settings["validation_prompt"] == "Totoro"
 
 
-def test_pushing_is_refused_by_name_and_not_ignored():
-    with pytest.raises(UserError, match="--push_to_hub"):
-        TrainConfig(**parse(*ARTICLE))
+def test_the_articles_run_pushes_to_the_repository_that_it_names():
+    config = TrainConfig(**parse(*ARTICLE))
+    assert (config.push_to_hub, config.hub_model_id, config.hub_private) == (
+        True,
+        "pokemon-lora",
+        False,
+    )
 
 
 def test_dashes_work_as_well():

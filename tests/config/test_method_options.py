@@ -45,6 +45,8 @@ IDLE_ALONE: dict[str, tuple[Any, str]] = {
     "text_encoder_lr": (1e-5, "train_text_encoder"),
     "text_encoder_rank": (2, "train_text_encoder"),
     "text_encoder_target_modules": (("q_proj",), "train_text_encoder"),
+    "hub_model_id": ("a/b", "push_to_hub"),
+    "hub_private": (True, "push_to_hub"),
 }
 """Option -> a value of it, and the option without which it does nothing."""
 
@@ -143,8 +145,6 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
         {"adapter_init": "pissa", "lora_plus_ratio": 8.0},
         "--lora_plus_ratio has no effect with --adapter_init pissa",
     ),
-    ("text_to_image", {"hub_model_id": "a/b"}, "--hub_model_id has no effect without"),
-    ("text_to_image", {"push_to_hub": True}, "--push_to_hub is not available yet"),
 ]
 """(method, what contradicts in it, what the error must say)."""
 

@@ -147,13 +147,6 @@ def _contradictions(config: "TrainConfig") -> Iterator[tuple[str, str]]:
             "--learnable_property and --instance_prompt both say how pictures are captioned",
             "Give one of them.",
         )
-    if config.hub_model_id is not None and not config.push_to_hub:
-        yield "--hub_model_id has no effect without --push_to_hub", ""
-    if config.push_to_hub:
-        yield (
-            "--push_to_hub is not available yet",
-            "Train without it; the output folder is ready for `hf upload`.",
-        )
 
 
 def _sources(config: "TrainConfig") -> Iterator[tuple[str, str]]:
@@ -189,6 +182,8 @@ NEEDS = (
     ("text_encoder_lr", "train_text_encoder"),
     ("text_encoder_rank", "train_text_encoder"),
     ("text_encoder_target_modules", "train_text_encoder"),
+    ("hub_model_id", "push_to_hub"),
+    ("hub_private", "push_to_hub"),
 )
 """(option, the option without which it does nothing)."""
 

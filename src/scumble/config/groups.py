@@ -256,8 +256,12 @@ class ReportFields:
     logging_dir: str = "logs"
     """Folder of the tracker's files, inside the output folder."""
     push_to_hub: bool = False
-    """Upload the result to the Hub."""
+    """Upload the result to the Hub. Whether that may be done is asked before the training; scumble
+    push does it later."""
     hub_model_id: str | None = None
-    """Repository to upload to; the name of the output folder if not given."""
+    """Repository to upload to, as user/name or a name below your own; the name of the output
+    folder if not given."""
+    hub_private: bool = False
+    """Make the repository visible to you alone."""
     hub_token: str | None = None
-    """Token for the upload. Better: log in once with hf auth login."""
+    """Token for the upload. Better: log in once with hf auth login, or put it into HF_TOKEN."""

@@ -26,21 +26,8 @@ from scumble.config.method_groups import (
     TextEncoderFields,
     TokenFields,
 )
+from scumble.config.sharing import SECRETS, shareable
 
-SECRETS = ("hub_token",)
-"""Settings that are written nowhere."""
-LOCAL_PATHS = (
-    "output_dir",
-    "train_data_dir",
-    "instance_data_dir",
-    "class_data_dir",
-    "validation_data_dir",
-    "cache_dir",
-    "latent_cache_dir",
-    "logging_dir",
-    "resume_from_checkpoint",
-)
-"""Settings that are paths of this machine."""
 WORD_LISTS = ("target_modules", "text_encoder_target_modules", "layer_learning_rates")
 """Settings of several words, which may also be parted by commas."""
 
@@ -140,10 +127,7 @@ class TrainConfig(
 
     def public(self) -> dict[str, Any]:
         """What of `changed` may be shared: no path of this machine is in it."""
-        shared = {name: value for name, value in self.changed().items() if name not in LOCAL_PATHS}
-        if self.dataset_name is not None and Path(self.dataset_name).exists():
-            shared["dataset_name"] = Path(self.dataset_name).name
-        return shared
+        return shareable(self.changed())
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that the method has, as plain values for JSON, the Hub token left out."""

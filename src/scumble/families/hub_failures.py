@@ -1,6 +1,8 @@
 """What went wrong with the Hub, as one line that says what to do."""
 
 import errno
+import os
+import re
 
 from scumble.errors import UserError, first_line
 
@@ -39,11 +41,11 @@ def explain(error: BaseException, repo_id: str, what: str = "") -> UserError:
         return UserError(f"there is no {wanted}", "Look into its list of files on the Hub.")
     if isinstance(error, errors.HfHubHTTPError):
         return _refused(error.response.status_code, repo_id, first_line(error))
-    if (full := _no_room(error)) is not None:
+    if full := _no_room(error):
         from huggingface_hub import constants
 
         return UserError(
-            f"cannot keep {wanted} in {constants.HF_HUB_CACHE}: {full.strerror}",
+            f"cannot keep {wanted} in {constants.HF_HUB_CACHE}: {full}",
             "Make room there, or name another place with HF_HOME.",
         )
     return UserError(f"cannot get {wanted}: {first_line(error)}", "Try again.")
@@ -70,9 +72,13 @@ def _refused(status: int, repo_id: str, reason: str) -> UserError:
     return UserError(f"the Hub answers {status} for '{repo_id}': {reason}", "Try again later.")
 
 
-def _no_room(error: BaseException | None) -> OSError | None:
+def _no_room(error: BaseException | None) -> str:
+    """What keeps a file from being written, in the system's words; empty if that is not it."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            return error
+        number = error.errno if isinstance(error, OSError) else None
+        if number is None and (match := re.search(r"\(os error (\d+)\)", str(error))):
+            number = int(match[1])  # as the part of the client says it that is written in Rust
+        if number in NO_ROOM:
+            return os.strerror(number)
         error = error.__cause__ or error.__context__
-    return None
+    return ""

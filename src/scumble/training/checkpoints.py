@@ -30,6 +30,9 @@ MAY_DIFFER = {
     "logging_dir",
     "dataloader_num_workers",
     "cuda_graph",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private",
 }
 """Settings that do not change what is learnt."""
 

@@ -3,7 +3,7 @@
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from scumble.formats.container import write_atomically
 from scumble.formats.files import BUNDLE_NAME, EMBEDS_NAME, WEIGHT_NAME
 from scumble.formats.training_facts import TRAINING
 from scumble.formats.weights import LearnedToken, module_weights
-from scumble.hub.card import CardFacts, render_card
+from scumble.hub.card import CARD_NAME, CardFacts, render_card
+from scumble.hub.licence import licence_of
+from scumble.hub.pull import hub_name
 from scumble.training.curve import loss_curve
 from scumble.training.facts import training_facts
 from scumble.training.record import MODEL_NAME, versions
@@ -153,14 +155,16 @@ def write_card(
     steps: int,
     folder: Path,
     samples: tuple[Sequence[str], Sequence[str]],
+    scores: Mapping[str, float],
 ) -> None:
     """Write the model card into the output folder."""
     config = workshop.config
     base = workshop.components.base.public_name
     settings = config.public()
-    settings["pretrained_model_name_or_path"] = base
+    settings |= {"pretrained_model_name_or_path": base, "seed": config.seed}
+    dataset = settings.get("dataset_name")
     facts = CardFacts(
-        name=folder.resolve().name,
+        name=(config.hub_model_id or folder.resolve().name).rpartition("/")[2],
         base_model=base,
         prompts=samples[0],
         images=samples[1],
@@ -173,8 +177,11 @@ def write_card(
         adapter=WEIGHT_NAME if taught.adapters else None,
         words=EMBEDS_NAME if taught.rows else None,
         model=MODEL_NAME if taught.models else None,
+        licence=licence_of(workshop.components.base),
+        dataset=dataset if dataset is not None and hub_name(dataset) else None,
+        scores=scores,
     )
-    write_atomically(folder / "README.md", render_card(facts).encode())
+    write_atomically(folder / CARD_NAME, render_card(facts).encode())
 
 
 def report_files(workshop: Workshop, result: Path, folder: Path) -> None:

@@ -31,6 +31,7 @@ from scumble.training.record import Record, claim_output, is_finished, result_of
 from scumble.training.resident import Resident
 from scumble.training.results import TrainResult
 from scumble.training.runtime import Runtime, prepare_runtime
+from scumble.training.sharing import check_destination, push_result
 from scumble.training.sitting import Sitting
 from scumble.training.taught import together
 from scumble.training.texts import EncodedTexts, LiveTexts, Texts, report_long
@@ -49,11 +50,16 @@ def train(config: TrainConfig) -> TrainResult:
         Where the results are.
 
     Raises:
-        UserError: something about the input is wrong; nothing that existed is changed.
+        UserError: something about the input is wrong; nothing that existed is changed. Or the run
+            is finished and its results are in place, but they could not be pushed to the Hub.
         Stopped: the user interrupted; a checkpoint to go on from is written.
     """
     with memory_explained(config) as levels:
-        return _train(config, prepare_runtime(config), levels)
+        runtime = prepare_runtime(config)
+        result = _train(config, runtime, levels)
+    if runtime.is_main:
+        push_result(config)
+    return result
 
 
 def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainResult:
@@ -61,6 +67,7 @@ def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainRes
     checkpoint, notes = find_checkpoint(config)
     if runtime.is_main:
         claim_output(config, checkpoint)
+        check_destination(config)
     runtime.accelerator.wait_for_everyone()
     for note in notes:
         console.say(note)
@@ -276,7 +283,8 @@ def _finish(workshop: Workshop, sitting: Sitting) -> TrainResult:
         }
         results.write_curve(sitting.losses, folder)
         samples = results.write_pictures(workshop, taught, folder)
-        results.write_card(workshop, taught, sitting.kept_step, folder, samples)
+        scores = {"mean loss of the last steps": record.facts["loss"], **sitting.measured}
+        results.write_card(workshop, taught, sitting.kept_step, folder, samples, scores)
         # Last: a run that was cut off in here is finished by resuming it.
         record.save("finished")
         results.report_files(workshop, result, folder)

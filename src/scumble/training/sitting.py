@@ -1,5 +1,6 @@
 """One sitting of a run: the loop, with saving, measuring and drawing between its steps."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,12 @@ class Sitting:
     def kept_step(self) -> int:
         """The step whose parameters are kept: the last, or the best on held-out pictures."""
         return int(self.record.facts.get("best_step", self.done))
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """The best loss on held-out pictures, if there are such."""
+        best = self.choice.best_loss
+        return {"loss on held-out pictures": best} if math.isfinite(best) else {}
 
     @property
     def _is_over(self) -> bool:

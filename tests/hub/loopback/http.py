@@ -32,7 +32,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def take(self) -> None:
         path = urlsplit(self.path).path
-        if self.server.hub.cut_uploads and (self.command == "PUT" or "/v1/xorbs/" in path):
+        hub = self.server.hub
+        if hub.cuts and (self.command == "PUT" or "/v1/xorbs/" in path):
+            hub.cuts -= 1
             self.rfile.read(100)
             self.close_connection = True
             self.connection.close()

@@ -79,6 +79,15 @@ def create(hub: "Hub", request: Request) -> Answer:
     return Answer.of({"url": url, "name": name})
 
 
+@route("DELETE", "/api/repos/delete")
+def delete(hub: "Hub", request: Request) -> Answer:
+    wanted = request.json()
+    name = f"{wanted['organization']}/{wanted['name']}"
+    hub.writable(name, request.account)
+    del hub.repositories[name]
+    return Answer.of({})
+
+
 @route("GET", MODEL + r"(/revision/(?P<revision>[^/]+))?")
 def info(hub: "Hub", request: Request, name: str, revision: str) -> Answer:
     repository = hub.readable(name, request.account, contents=False)

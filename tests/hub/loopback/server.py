@@ -18,14 +18,14 @@ GIT = re.compile(r"/(?P<name>[^/]+/[^/]+?)(\.git)?/(info/refs|git-upload-pack)")
 
 
 class Hub:
-    """Everything the Hub knows. `cut_uploads` breaks the connection within every large file."""
+    """Everything the Hub knows. `cuts` is how many uploads of large files break off."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
         self.unknown: list[str] = []
-        self.cut_uploads = False
+        self.cuts = 0
         self.xet_tokens = {kind: secrets.token_hex(8) for kind in ("read", "write")}
         self.server = Server(self)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
