@@ -43,6 +43,7 @@ HOMES = {
     "bitsandbytes": ("training/optimizers.py", "lean/schemes.py"),
     "gradio": ("ui/",),
     "tensorboard": ("training/trackers.py",),
+    "trackio": ("training/trackers.py",),
     "wandb": ("training/trackers.py",),
     "huggingface_hub": ("hub/", "families/"),
     "datasets": ("data/",),
