@@ -16,6 +16,7 @@ VERBS = {
     "ui": "train, draw and look after adapters in a web page",
     "runs": "list the runs on disk, and how far each of them is",
     "push": "put the result of a training run on the Hub",
+    "space": "make a folder that is a demo page of an adapter, for the Hub",
     "demo": "teach the built-in base a style and show before and after",
     "inspect": "show what an adapter file is and what is in it",
     "diff": "say whether two adapter files do the same, and where they differ",

@@ -46,7 +46,7 @@ def build(config: UiConfig) -> Any:
     Raises:
         UserError: Gradio is not installed, or a folder is not there.
     """
-    gradio = _gradio()
+    gradio = open_gradio()
     folders = folders_of(config)
     titles = ["Generate"] if config.generate_only else list(TABS)
     with gradio.Blocks(
@@ -71,29 +71,58 @@ def launch(config: UiConfig) -> Any:
         UserError: Gradio is not installed, or the port is taken.
     """
     folders = folders_of(config)
-    # Gradio keeps uploads and what it serves here, not in a folder that others can read.
-    os.environ["GRADIO_TEMP_DIR"] = str(folders.served)
+    keep_files_in(folders)
     page = build(config)
+    serve(
+        page,
+        folders,
+        config.host,
+        config.port,
+        auth=config.credentials,
+        inbrowser=config.open_browser,
+    )
+    return page
+
+
+def keep_files_in(folders: Folders) -> None:
+    """Let Gradio keep uploads and what it serves here, not in a folder that others can read.
+
+    Its widgets take note of that when they are made.
+    """
+    os.environ["GRADIO_TEMP_DIR"] = str(folders.served)
+
+
+def serve(page: Any, folders: Folders, host: str, port: int, **options: Any) -> None:
+    """Serve a page in the background of this process.
+
+    Args:
+        page: a `gradio.Blocks`.
+        folders: that it works in.
+        host: address to listen at.
+        port: 0 takes a free one.
+        **options: further ones of `gradio.Blocks.launch`.
+
+    Raises:
+        UserError: the port is taken.
+    """
     try:
         page.queue(default_concurrency_limit=4).launch(
-            server_name=config.host,
-            server_port=config.port or _free_port(config.host),
-            auth=config.credentials,
+            server_name=host,
+            server_port=port or _free_port(host),
             max_file_size=folders.max_upload_bytes,
-            inbrowser=config.open_browser,
             share=False,
             ssr_mode=False,
             quiet=True,
             prevent_thread_lock=True,
             footer_links=[],
+            **options,
             **style.options(),
         )
     except OSError as error:
         raise UserError(
-            f"the page cannot be served at {config.host}, port {config.port}",
+            f"the page cannot be served at {host}, port {port}",
             "Choose another port: --port 7861.",
         ) from error
-    return page
 
 
 def _free_port(host: str) -> int:
@@ -102,7 +131,12 @@ def _free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def _gradio() -> Any:
+def open_gradio() -> Any:
+    """Import Gradio, with its reports to its maker turned off.
+
+    Raises:
+        UserError: it is not installed.
+    """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
