@@ -3,6 +3,7 @@
 import json
 import resource
 import struct
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from scumble.errors import UserError
+from scumble.formats import pickled
 from scumble.formats.streaming import DTYPES, Entry, open_streamed, write_streamed
 
 
@@ -255,7 +257,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda path: path.write_bytes(header_only({"a": STRANGE}) + bytes(8)),
         "'a' holds numbers of the kind F4",
     ),
-    "cut pickle": (lambda path: cut(path, lambda p: torch.save(ONE, p)), "plain weights"),
+    "cut pickle": (lambda path: cut(path, lambda p: torch.save(ONE, p)), "is damaged"),
     "list": (lambda path: torch.save([torch.ones(2)], path), "holds a list"),
     "tensor": (lambda path: torch.save(torch.ones(2), path), "holds a Tensor"),
     "number": (lambda path: torch.save(ONE | {"step": 3}, path), "'step' is a int"),
@@ -272,6 +274,26 @@ def test_what_holds_no_weights_is_refused(name: str, tmp_path: Path) -> None:
         read_all(tmp_path / "m.bin")
     assert "m.bin" in caught.value.message
     assert "weights_only" not in str(caught.value)
+
+
+def test_a_pickle_that_grows_when_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.ckpt"
+    torch.save({"a": torch.zeros(1).expand(10**12)}, path)
+    with pytest.raises(UserError, match="its tensors would take 4000000000000 bytes"):
+        read_all(path)
+    torch.save(ONE, path)
+    monkeypatch.setattr(pickled, "MAX_PROGRAM", 10)
+    with pytest.raises(UserError, match="may be a program; the limit is 10"):
+        read_all(path)
+    # What is not zipped is numbers for the most part, and has the limit of a whole file.
+    torch.save(ONE, path, _use_new_zipfile_serialization=False)
+    read_all(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10**6)
+    with pytest.raises(UserError, match="is compressed"):
+        read_all(path)
 
 
 def test_a_file_cut_while_it_is_read_is_told(tmp_path: Path) -> None:

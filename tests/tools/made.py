@@ -88,13 +88,16 @@ def relative(got: Tensor, wanted: Tensor) -> float:
     return float((got.double() - wanted.double()).norm() / wanted.double().norm())
 
 
-def save_narrow(folder: Path, components: Mapping[str, nn.Module], version: str) -> Path:
+def save_narrow(
+    folder: Path, components: Mapping[str, nn.Module], version: str, **scheduling: Any
+) -> Path:
     """A whole base in diffusers' layout, of small components."""
     from diffusers import DDIMScheduler
 
     for name, module in components.items():
         module.save_pretrained(folder / name)
-    scheduler = DDIMScheduler.from_config(ldm_layout.settings(version, "scheduler"))
+    settings = ldm_layout.settings(version, "scheduler") | scheduling
+    scheduler = DDIMScheduler.from_config(settings)
     scheduler.save_pretrained(folder / "scheduler")
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline"}
     index |= {name: ["a", "b"] for name in (*components, "scheduler")}

@@ -23,7 +23,8 @@ def main(arguments: Sequence[str]) -> None:
     from scumble.families import locate
     from scumble.tools.extract import extract_adapter
 
-    where = {option: flags.pop(option) for option in ("revision", "variant", "cache_dir")}
+    options = ("revision", "variant", "prediction_type", "cache_dir")
+    where = {option: flags.pop(option) for option in options}
     base, tuned = (locate(flags.pop(name), **where) for name in ("base", "tuned"))
     outcome = extract_adapter(base, tuned, flags.pop("output"), flags.pop("rank"), **flags)
     for line in (*outcome.lines, str(outcome.path)):

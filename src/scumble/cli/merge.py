@@ -8,6 +8,9 @@ from scumble.config.merging import BaseFields, MergeFields
 from scumble.config.tools import ReadFields
 from scumble.errors import UserError
 
+OPTIONS = ("revision", "variant", "prediction_type", "cache_dir")
+"""What else is said of the base."""
+
 
 def main(arguments: Sequence[str]) -> None:
     """Merge as the flags say, and say what was kept.
@@ -27,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     from scumble.tools.sources import Source, parse_factors
 
     name = flags.pop("base")
-    where = {option: flags.pop(option) for option in ("revision", "variant", "cache_dir")}
+    where = {option: flags.pop(option) for option in OPTIONS}
     if name is None and (idle := [option for option, value in where.items() if value is not None]):
         raise UserError(f"--{idle[0]} has no meaning without --base", "Leave it away.")
     sources = [Source.parse(text) for text in flags.pop("sources")]

@@ -18,6 +18,9 @@ class BaseFields:
     """Branch, tag or commit of the base on the Hub."""
     variant: str | None = None
     """Weight variant of the base to read, such as fp16."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What the base predicts. Set it only where the base's own scheduler setting is wrong or, with
+    a Stable Diffusion 2 checkpoint in one file, missing."""
     cache_dir: str | None = None
     """Where downloaded models are kept."""
 
@@ -102,6 +105,9 @@ class ExtractFields:
     """Branch, tag or commit of both models on the Hub."""
     variant: str | None = None
     """Weight variant of both models to read, such as fp16."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What both models predict. Set it only where the base's own scheduler setting is wrong or,
+    with a Stable Diffusion 2 checkpoint in one file, missing."""
     cache_dir: str | None = None
     """Where downloaded models are kept."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"

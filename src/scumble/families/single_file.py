@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from scumble.errors import UserError
+from scumble.formats.pickled import MAX_BYTES, check_program, is_pickled
+from scumble.formats.training_facts import prediction_of
 
 PREFIXES = {
     "unet": ("model.diffusion_model.",),
@@ -31,18 +33,42 @@ VERSION_KEYS = {
 }
 """Version -> a key that only its checkpoints have."""
 
+RESOLUTION = "modelspec.resolution"
+EDGES = {"512x512": 512, "768x768": 768}
+"""Sizes that the versions were trained at, as metadata spells them -> edge in pixels."""
+
 TOKENIZER_REPO = "openai/clip-vit-large-patch14"
 VOCABULARY_PACKAGE = "openai-clip"
 
 
 def config(path: str, component: str) -> dict[str, Any]:
-    """The configuration of one component, for the version that the file holds."""
-    source = files("scumble") / "assets" / "single_file" / _version(path) / f"{component}.json"
+    """The configuration of one component, for the version that the file holds.
+
+    What the file says of itself in the words of the ModelSpec counts.
+    """
+    settings = shipped(_version(path), component)
+    if component == "scheduler" and (prediction := prediction_type(path)):
+        settings["prediction_type"] = prediction
+    if component == "unet" and (edge_px := EDGES.get(_metadata(path).get(RESOLUTION, ""))):
+        settings["sample_size"] = edge_px // 8
+    return settings
+
+
+def shipped(version: str, component: str) -> dict[str, Any]:
+    """The configuration of one component as it is for most models of a version."""
+    source = files("scumble") / "assets" / "single_file" / version / f"{component}.json"
     return cast(dict[str, Any], json.loads(source.read_text("utf-8")))
 
 
+def prediction_type(path: str) -> str:
+    """What a checkpoint says that it predicts; empty where it does not say it."""
+    return prediction_of(_metadata(path))
+
+
 def assumption(path: str) -> str:
-    """What is taken for granted of a checkpoint, because the file itself does not say it."""
+    """What is taken for granted of a checkpoint; empty where the file itself says it."""
+    if prediction_type(path):
+        return ""
     if _version(path) == "sd1":
         return f"{path}: Stable Diffusion 1.x, taken to predict epsilon (--prediction_type)"
     return (
@@ -162,6 +188,18 @@ def _keys(path: str) -> set[str]:
         raise UserError(f"{path} is not a readable checkpoint ({error})") from error
 
 
+def _metadata(path: str) -> dict[str, str]:
+    if path.endswith(".ckpt"):
+        return {}
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable checkpoint ({error})") from error
+
+
 def _read(path: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     if path.endswith(".ckpt"):
         content = _load_pickle(path)
@@ -177,6 +215,8 @@ def _load_pickle(path: str) -> dict[str, Tensor]:
     # weights_only: a pickle may otherwise run any code; mmap: parts come in as they are read, but
     # torch before 1.6 wrote no zip files, which alone can be mapped.
     mapped = zipfile.is_zipfile(path)
+    if is_pickled(Path(path)):
+        check_program(Path(path), unzipped=MAX_BYTES)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         return cast(dict[str, Tensor], content.get("state_dict", content))

@@ -72,8 +72,9 @@ class StableDiffusion:
             UserError: a schedule or prediction that this family does not have.
         """
         config = self._config(base, "scheduler")
-        if base.is_checkpoint and base.prediction_type is None:
-            console.say(single_file.assumption(base.location))
+        is_told = base.prediction_type is not None or not base.is_checkpoint
+        if not is_told and (assumed := single_file.assumption(base.location)):
+            console.say(assumed)
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in list(Prediction):
             raise UserError(

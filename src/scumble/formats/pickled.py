@@ -96,10 +96,24 @@ def read_pickled(path: Path, *, outline: bool = False) -> tuple[dict[str, Tensor
 
 
 def _check_size(path: Path) -> None:
-    size = path.stat().st_size
-    if size > MAX_BYTES:
+    if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path} is too big for a pickled adapter: limit {MAX_BYTES} bytes")
-    program = size
+    check_program(path)
+
+
+def check_program(path: Path, unzipped: int | None = None) -> None:
+    """Refuse a file that may be one huge program, or that unpacks to more than its size.
+
+    Args:
+        path: the file, which `is_pickled`.
+        unzipped: limit in bytes of a file of before torch 1.6, which may be a program as a whole;
+            None is that of a program.
+
+    Raises:
+        UserError: naming the limit.
+    """
+    program = size = path.stat().st_size
+    limit = MAX_PROGRAM if unzipped is None else unzipped
     if _head(path).startswith(ZIPPED):
         entries = _entries(path)
         # torch.save never compresses: what is there takes as much room on the disk.
@@ -109,9 +123,10 @@ def _check_size(path: Path) -> None:
         ):
             raise UserError(f"{path} is compressed, which no adapter file is", "Do not trust it.")
         program = sum(e.file_size for e in entries if e.filename.endswith(".pkl"))
-    if program > MAX_PROGRAM:
+        limit = MAX_PROGRAM
+    if program > limit:
         raise UserError(
-            f"{path}: {program} bytes of it may be a program; the limit is {MAX_PROGRAM}",
+            f"{path}: {program} bytes of it may be a program; the limit is {limit}",
             "Get it as .safetensors.",
         )
 

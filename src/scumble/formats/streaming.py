@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from scumble.errors import UserError
-from scumble.formats.pickled import is_pickled
+from scumble.formats.pickled import MAX_BYTES, SHARED, check_program, is_pickled
 
 DTYPES = {
     "U64": torch.uint64,
@@ -180,10 +180,12 @@ def _read_piece(path: Path, file: BufferedReader, start: int, entry: Entry) -> T
 
 
 def _pickled(path: Path) -> StreamedWeights:
-    # weights_only: a pickle may otherwise run any code. Tensors of a mapped file stay on the disk
-    # until they are copied out; files of before 1.6 cannot be mapped.
+    # A model may be of any size: tensors of a mapped file stay on the disk until they are copied
+    # out. Files of before 1.6 cannot be mapped, and are read as a whole.
+    check_program(path, unzipped=MAX_BYTES)
     mapped = zipfile.is_zipfile(path)
     try:
+        # weights_only: a pickle may otherwise run any code.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         raise UserError(
@@ -203,6 +205,9 @@ def _pickled(path: Path) -> StreamedWeights:
                 "Use the .safetensors form of the model.",
             )
     entries = {key: Entry(value.dtype, tuple(value.shape)) for key, value in content.items()}
+    total, limit = sum(e.nbytes for e in entries.values()), SHARED * path.stat().st_size
+    if total > limit:
+        raise UserError(f"{path}: its tensors would take {total} bytes; the limit is {limit}")
     sources = {key: partial(_copy, value) for key, value in content.items()}
     return StreamedWeights(entries, {}, sources)
 

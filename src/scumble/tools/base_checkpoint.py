@@ -6,8 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scumble.families.original_names import from_original, to_original, version_of
+from scumble.families.original_names import Version, from_original, to_original, version_of
 from scumble.formats.streaming import Entry
+from scumble.tools.base_facts import not_in_one_file, prediction_metadata, spec_metadata
+from scumble.tools.base_parts import base_root
 from scumble.tools.base_weights import BaseWeights, OutputFile
 from scumble.tools.edits import Edit
 
@@ -42,14 +44,26 @@ def checkpoint_file(weights: BaseWeights, edit: Edit) -> tuple[OutputFile, list[
         UserError: the base is not of a kind that one file can hold.
     """
     base = weights.base
-    laid_out = _as_it_is(weights) if base.is_checkpoint else _from_folder(weights)
+    root = base_root(base)
+    if root is None:
+        laid_out, metadata, lines = _as_it_is(weights), _own_metadata(weights), []
+    else:
+        version = version_of(weights.places)
+        laid_out, metadata = _from_folder(weights, version), spec_metadata(weights)
+        lines = not_in_one_file(weights, root, version)
     entries = {key: _kind(edit, stacked) for key, stacked in laid_out.items()}
     first = next(iter(weights.files.values()))
-    lines = []
     if any(key.startswith(AVERAGED) for key in first.entries):
         lines.append("left out: averaged weights (model_ema), which the adapters were not added to")
     tensor_of = _reader(weights, laid_out, edit)
-    return OutputFile("", entries, tensor_of, first.metadata if base.is_checkpoint else {}), lines
+    return OutputFile("", entries, tensor_of, metadata), lines
+
+
+def _own_metadata(weights: BaseWeights) -> dict[str, str]:
+    """What the file says of itself, and what the user says that it predicts."""
+    metadata = next(iter(weights.files.values())).metadata
+    is_told = weights.base.prediction_type is not None
+    return {**metadata, **(prediction_metadata(weights.base) if is_told else {})}
 
 
 def _as_it_is(weights: BaseWeights) -> dict[str, Stacked]:
@@ -65,8 +79,7 @@ def _as_it_is(weights: BaseWeights) -> dict[str, Stacked]:
     return laid_out
 
 
-def _from_folder(weights: BaseWeights) -> dict[str, Stacked]:
-    version = version_of(weights.places)
+def _from_folder(weights: BaseWeights, version: Version) -> dict[str, Stacked]:
     blocks: dict[str, dict[int, tuple[str, str]]] = {}
     entries: dict[str, Entry] = {}
     for component, places in weights.places.items():

@@ -1,5 +1,6 @@
 """A base model as a folder in diffusers' layout, which every diffusers pipeline opens."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -8,8 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from scumble.errors import UserError
+from scumble.families import single_file
 from scumble.formats.streaming import open_streamed
 from scumble.tools.base_configurations import CLASSES, write_configurations
+from scumble.tools.base_facts import SCHEDULER
 from scumble.tools.base_parts import WEIGHTS, base_root, component_names, files_beside
 from scumble.tools.base_weights import BaseWeights, OutputFile
 from scumble.tools.edits import Edit
@@ -28,8 +31,11 @@ def folder_files(
     Returns:
         The files, and what the user should know of them.
     """
-    if weights.base.is_checkpoint:
-        return [_renamed(weights, part, edit) for part in weights.places], []
+    base = weights.base
+    if base.is_checkpoint:
+        assumed = "" if base.prediction_type else single_file.assumption(base.location)
+        said = [assumed] if assumed else []
+        return [_renamed(weights, part, edit) for part in weights.places], said
     root = _root(weights)
     planned = [_same(weights, part, edit) for part in weights.places]
     for part in _other_components(weights, root):
@@ -65,6 +71,11 @@ def write_beside(weights: BaseWeights, folder: Path) -> None:
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / relative, target)
+    if weights.base.prediction_type is not None:
+        path = folder / "scheduler" / SCHEDULER
+        settings = weights.base.config("scheduler", SCHEDULER)
+        settings["prediction_type"] = weights.base.prediction_type
+        path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def _root(weights: BaseWeights) -> Path:

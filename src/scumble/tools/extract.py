@@ -8,6 +8,7 @@ from scumble.errors import UserError
 from scumble.families import BaseModel, locate
 from scumble.families.fingerprint import FINGERPRINT, fingerprint
 from scumble.formats import AdapterWeights
+from scumble.tools.base_facts import prediction_metadata
 from scumble.tools.base_weights import open_base
 from scumble.tools.compare import Choice, Found, compare, require_alike, require_targets
 from scumble.tools.number_formats import cast_adapter, dtype_named
@@ -80,6 +81,7 @@ def extract_adapter(
 def _metadata(base: BaseModel, tuned: BaseModel, denoiser: str) -> dict[str, str]:
     note = {"base": base.public_name, "tuned": tuned.public_name}
     metadata = {"base_model": base.public_name, "extracted_from": json.dumps(note)}
+    metadata |= prediction_metadata(base)
     mark = fingerprint(base, denoiser)
     return metadata if mark is None else metadata | {FINGERPRINT: mark}
 
