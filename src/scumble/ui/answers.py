@@ -20,11 +20,9 @@ def problem(error: UserError, folders: Folders) -> str:
         error: that a visitor can put right.
         folders: whose place on this machine is left out.
     """
-    said, hint = (
-        FLAG.sub(lambda flag: flag[1].replace("_", " "), plain(text, folders))
-        for text in (error.message, error.hint)
-    )
-    return f"**{escaped(said)}**" + (f"  \n{escaped(hint)}" if hint else "")
+    said = FLAG.sub(lambda flag: flag[1].replace("_", " "), plain(error.message, folders))
+    hint = f"  \n{escaped(plain(error.hint, folders))}" if error.hint else ""
+    return f"**{escaped(said)}**{hint}"
 
 
 def plain(text: str, folders: Folders) -> str:
