@@ -32,7 +32,7 @@ def test_a_push_may_be_repeated_and_sends_what_has_changed(place, adapter_folder
     once, twice = {"to": [str(adapter_folder), name]}, {"to": [str(adapter_folder), name]}
     asked = len(place.hub.requests) if place.hub else 0
     said = pushes(place, once, twice)
-    assert "1 files" in said
+    assert "1 file, " in said
     assert "1 had not changed" in said
     assert "has all of it already" in said
     if place.hub:

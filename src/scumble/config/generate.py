@@ -17,15 +17,17 @@ class GenerateConfig:
     negative_prompt: str = ""
     """What to steer away from."""
     adapter: tuple[str, ...] = ()
-    """Adapter file or the output folder of a training run, with :strength behind it if it should
-    not act at 1.0, as in pokemon:0.7. Several blend."""
+    """Adapter file, the output folder of a training run, or a Hub id (user/name, with @revision or
+    :file behind it where needed), with :strength behind it if it should not act at 1.0, as in
+    pokemon:0.7. Several blend."""
     allow_pickle: bool = False
     """Read adapters in pickled files too (.bin, .pt), taking tensors alone from them. For files of
     a source that you trust."""
     partial: bool = False
     """Load what fits of an adapter and list the rest, instead of refusing it."""
     pretrained_model_name_or_path: str | None = None
-    """The base model; the one that the first adapter was trained on if not given."""
+    """The base model: a folder, a checkpoint file, a Hub id (user/name@revision) or scumble-tiny;
+    the one that the first adapter was trained on if not given."""
     revision: str | None = None
     """Branch, tag or commit of the base on the Hub."""
     variant: str | None = None

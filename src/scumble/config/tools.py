@@ -36,7 +36,7 @@ class InspectFields:
     """What to show"""
 
     file: str
-    """An adapter file, or the output folder of a training run."""
+    """An adapter file, the output folder of a training run, or a Hub id such as user/name."""
     modules: bool = False
     """List every adapted layer, not only groups of them."""
     norms: bool = False
@@ -52,7 +52,7 @@ class DiffFields:
     """What to compare"""
 
     first: str
-    """An adapter file, or the output folder of a training run."""
+    """An adapter file, the output folder of a training run, or a Hub id such as user/name."""
     second: str
     """The one to compare it with."""
     tolerance: float = 0.0
@@ -67,7 +67,7 @@ class ConvertFields:
     """What to convert"""
 
     file: str
-    """An adapter file, or the output folder of a training run."""
+    """An adapter file, the output folder of a training run, or a Hub id such as user/name."""
     format: Literal["peft", "kohya", "attn_procs", "cloneofsimo", "embedding"]
     """peft is for diffusers, kohya for A1111, Forge, ComfyUI and Civitai, embedding for learned
     words alone, attn_procs and cloneofsimo for programs of 2023."""

@@ -1,6 +1,7 @@
 """Results on the Hub: who may push where, what has changed, and whether it arrived whole."""
 
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,7 @@ def push_folder(
     if target is None:
         raise UserError(
             "the Hub cannot be reached: nothing was pushed",
-            f"Check the network and HF_HUB_OFFLINE, then: scumble push {folder} {name}",
+            f"Check the network and HF_HUB_OFFLINE, then: {command(folder, name, private)}",
         )
     items, left = pack(folder, target)
     if left:
@@ -64,7 +65,7 @@ def push_folder(
     except UserError:
         raise
     except Exception as error:
-        raise _broken(error, folder, target) from error
+        raise _broken(error, target, command(folder, target, private)) from error
 
 
 def check_access(repo_id: str, token: str | None = None) -> str | None:
@@ -103,6 +104,12 @@ def default_name(folder: Path) -> str:
     """What a repository is called after its folder."""
     name = re.sub(r"[^\w.-]+|--+|\.\.+", "-", folder.resolve().name, flags=re.ASCII).strip("-.")
     return name or "adapter"
+
+
+def command(folder: Path, repo_id: str, private: bool) -> str:
+    """What does the same push on the command line."""
+    words = ["scumble", "push", str(folder), repo_id, *["--private"] * private]
+    return shlex.join(words)
 
 
 def _target(repo_id: str, who: Mapping[str, Any]) -> str:
@@ -146,7 +153,8 @@ def _send(
     size = sum(items[name].size for name in changed)
     same = len(items) - len(changed)
     kept = f", {same} had not changed" if same else ""
-    console.say(f"pushed to {url}: {len(changed)} files, {size / 1e6:.2f} MB{kept}")
+    files = "1 file" if len(changed) == 1 else f"{len(changed)} files"
+    console.say(f"pushed to {url}: {files}, {size / 1e6:.2f} MB{kept}")
     return url
 
 
@@ -163,7 +171,7 @@ def _differing(api: "HfApi", target: str, items: Mapping[str, Item], revision: s
     ]
 
 
-def _broken(error: Exception, folder: Path, target: str) -> UserError:
+def _broken(error: Exception, target: str, command: str) -> UserError:
     """Why a push failed, and how to go on with it."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -172,5 +180,5 @@ def _broken(error: Exception, folder: Path, target: str) -> UserError:
         reason, hint = known.message, known.hint
     else:
         reason, hint = f"the upload to '{target}' broke off: {first_line(error)}", ""
-    again = f"What arrived is kept. Go on with: scumble push {folder} {target}"
+    again = f"What arrived is kept. Go on with: {command}"
     return UserError(reason, f"{hint}\n  {again}" if hint else again)

@@ -5,7 +5,7 @@ from pathlib import Path
 from scumble import console
 from scumble.config import TrainConfig
 from scumble.errors import UserError
-from scumble.hub.push import check_access, default_name, push_folder
+from scumble.hub.push import check_access, command, default_name, push_folder
 
 
 def check_destination(config: TrainConfig) -> None:
@@ -32,7 +32,6 @@ def push_result(config: TrainConfig) -> None:
     if not config.push_to_hub:
         return
     folder, name = Path(config.output_dir), _name(config)
-    private = " --private" if config.hub_private else ""
     try:
         push_folder(
             folder,
@@ -42,10 +41,10 @@ def push_result(config: TrainConfig) -> None:
             message="End of training",
         )
     except UserError as error:
-        again = f"scumble push {folder} {name}{private}"
+        again = command(folder, name, config.hub_private)
         raise UserError(
             f"the run is finished and safe in {folder}, but not pushed: {error.message}",
-            error.hint if again in error.hint else f"Push it later: {again}",
+            error.hint if "scumble push" in error.hint else f"Push it later: {again}",
         ) from error
 
 
