@@ -245,7 +245,8 @@ def test_checkpoints_that_were_taken_back_are_set_aside(make_config, tmp_path):
         )
     )
     names = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
-    assert names == {"checkpoint-3", "superseded-1-checkpoint-4", "superseded-1-checkpoint-6"}
+    superseded = {"superseded-1-checkpoint-4", "superseded-1-checkpoint-6"}
+    assert names == {"checkpoint-3", "logs", *superseded}
 
 
 def test_a_run_cut_off_while_drawing_is_finished_by_resuming(make_config, tmp_path, monkeypatch):
@@ -389,7 +390,7 @@ def test_a_full_disk_as_torch_words_it_costs_no_older_checkpoint(
         with pytest.raises(UserError, match="No space left"):
             scumble.train(config)
     names = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
-    assert names == {"checkpoint-2"}
+    assert names == {"checkpoint-2", "logs"}
     config.resume_from_checkpoint = "latest"
     scumble.train(config)
     scumble.train(make_config(output_dir=str(tmp_path / "whole")))

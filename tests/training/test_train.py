@@ -198,31 +198,6 @@ def test_sample_pictures_come_while_training(make_config, tmp_path):
     assert len(names) == 8
 
 
-def test_tensorboard_gets_losses_and_pictures(make_config, tmp_path):
-    config = make_config(
-        report_to="tensorboard", validation_prompt="a circle", num_inference_steps=2
-    )
-    scumble.train(config)
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (folder,) = (tmp_path / "out" / "logs").iterdir()
-    accumulator = EventAccumulator(str(folder))
-    accumulator.Reload()
-    assert len(accumulator.Scalars("train_loss")) == 4
-    assert accumulator.Tags()["images"]
-
-
-def test_a_tracker_that_is_not_installed_is_an_error_at_once(make_config, tmp_path):
-    with pytest.raises(UserError, match=r"scumble\[comet_ml\]"):
-        scumble.train(make_config(report_to="comet_ml"))
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_unknown_tracker_names_the_known_ones(make_config):
-    with pytest.raises(UserError, match="tensorboard"):
-        scumble.train(make_config(report_to="tensorbord"))
-
-
 def test_another_run_is_never_overwritten(make_config, tmp_path):
     scumble.train(make_config())
     before = weights(tmp_path / "out")

@@ -250,11 +250,12 @@ class ValidationFields:
 class ReportFields:
     """Trackers and the Hub"""
 
-    report_to: str | None = None
-    """Tracker to log to: tensorboard, wandb, ..., or all. Losses are always in the output
-    folder."""
+    report_to: tuple[str, ...] = ()
+    """Trackers to log to: tensorboard, wandb, trackio, ..., several of them, all that are
+    installed, or none; tensorboard where it is installed if not given. Losses are always in
+    log.jsonl in the output folder."""
     logging_dir: str = "logs"
-    """Folder of the tracker's files, inside the output folder."""
+    """Folder of the trackers' files, inside the output folder."""
     push_to_hub: bool = False
     """Upload the result to the Hub. Whether that may be done is asked before the training; scumble
     push does it later."""

@@ -28,7 +28,12 @@ from scumble.config.method_groups import (
 )
 from scumble.config.sharing import SECRETS, shareable
 
-WORD_LISTS = ("target_modules", "text_encoder_target_modules", "layer_learning_rates")
+WORD_LISTS = (
+    "target_modules",
+    "text_encoder_target_modules",
+    "layer_learning_rates",
+    "report_to",
+)
 """Settings of several words, which may also be parted by commas."""
 
 
@@ -58,8 +63,9 @@ class TrainConfig(
 
     def __post_init__(self) -> None:
         for name in WORD_LISTS:
-            words = " ".join(getattr(self, name)).replace(",", " ")
-            setattr(self, name, tuple(words.split()))
+            value = getattr(self, name) or ()
+            words = value if isinstance(value, str) else " ".join(value)
+            setattr(self, name, tuple(words.replace(",", " ").split()))
         check_method(self)
         fill_defaults(self)
         check_ranges(self)

@@ -3,8 +3,9 @@
 import json
 import math
 import time
+from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +21,8 @@ MAX_OVERFLOWS = 20
 """So many gradients in a row may overflow with fp16 before the run is stopped."""
 LAG_STEPS = 10
 """On a GPU, results are read this many steps late, so that the host never waits for the device."""
+PACE_STEPS = 20
+"""The pace of a run is the mean of so many steps."""
 
 
 class NotFiniteError(UserError):
@@ -36,6 +39,38 @@ class NotFiniteError(UserError):
         self.step = step
 
 
+class Pace:
+    """How fast a run is: the mean of its last steps, without what is done between steps."""
+
+    def __init__(self) -> None:
+        self._marks = deque([(time.monotonic(), 0)], maxlen=PACE_STEPS + 1)
+
+    def add(self, samples: int) -> dict[str, float]:
+        """Note that a step of so many samples is done; samples and steps per second."""
+        self._marks.append((time.monotonic(), samples))
+        seconds = max(self._marks[-1][0] - self._marks[0][0], 1e-9)
+        count = sum(samples for _, samples in self._marks) - self._marks[0][1]
+        steps = len(self._marks) - 1
+        return {
+            "samples_per_s": round(count / seconds, 3),
+            "steps_per_s": round(steps / seconds, 3),
+        }
+
+    def begin_anew(self) -> None:
+        """Leave out the time up to now: something else than training was done in it."""
+        self._marks.clear()
+        self._marks.append((time.monotonic(), 0))
+
+
+class Pending(NamedTuple):
+    """A step whose result is maybe still being computed."""
+
+    step: int
+    phase: Phase
+    result: StepResult
+    times: dict[str, float]
+
+
 class Journal:
     """Collects step results and passes them on once the device has computed them.
 
@@ -50,12 +85,13 @@ class Journal:
         self.runtime = runtime
         self.path = folder / LOG_NAME
         self.losses: list[float] = []
-        self._pending: list[tuple[int, Phase, StepResult]] = []
+        self._pending: list[Pending] = []
         self._overflows = 0
         self._lag = LAG_STEPS if runtime.device.type == "cuda" else 1
         self._restore(start)
         self._bar = console.progress(total, "training", start=start, unit="step")
-        self._seconds = time.monotonic()
+        self._start = time.monotonic()
+        self._pace = Pace()
 
     def add(self, step: int, phase: Phase, result: StepResult) -> None:
         """Note a step.
@@ -68,7 +104,11 @@ class Journal:
         Raises:
             NotFiniteError: a loss was NaN or infinite.
         """
-        self._pending.append((step, phase, result))
+        times = {
+            **self._pace.add(len(result.plan.examples)),
+            "elapsed_s": round(time.monotonic() - self._start, 3),
+        }
+        self._pending.append(Pending(step, phase, result, times))
         self._bar.update()
         if len(self._pending) >= self._lag:
             self.flush()
@@ -81,16 +121,17 @@ class Journal:
         """
         # Taken out first: a bad result is reported once.
         pending, self._pending = self._pending, []
-        pairs = [torch.stack([r.loss, r.grad_norm]) for _, _, r in pending]
+        pairs = [torch.stack([p.result.loss, p.result.grad_norm]) for p in pending]
         values = torch.stack(pairs).tolist() if pairs else []
         entries: list[dict[str, Any]] = []
         bad: NotFiniteError | None = None
-        for (step, phase, result), (loss, grad_norm) in zip(pending, values, strict=True):
+        memory = round(self.runtime.peak_memory_mib(), 1)
+        for one, (loss, grad_norm) in zip(pending, values, strict=True):
             if self._is_bad(loss, grad_norm):
-                bad = NotFiniteError(step, *_explain(step, phase, result, loss))
+                bad = NotFiniteError(one.step, *_explain(one, loss))
                 break
             self.losses.append(loss)
-            entries.append(self._entry(step, phase, result, loss, grad_norm))
+            entries.append(_entry(one, loss, grad_norm, memory))
         if entries:
             self._write(entries)
         if bad is not None:
@@ -100,7 +141,9 @@ class Journal:
         """Write an entry that is no step's, such as a measurement on held-out pictures."""
         self._append([entry])
         numbers = {k: v for k, v in entry.items() if k != "step" and isinstance(v, float)}
-        self.runtime.accelerator.log(numbers, step=entry["step"])
+        if numbers:
+            self.runtime.trackers.log(numbers, entry["step"])
+        self._pace.begin_anew()
 
     def close(self) -> None:
         """End the progress bar."""
@@ -115,7 +158,7 @@ class Journal:
     def _write(self, entries: list[dict[str, Any]]) -> None:
         self._append(entries)
         for entry in entries:
-            self.runtime.accelerator.log(_tracked(entry), step=entry["step"])
+            self.runtime.trackers.log(_tracked(entry), entry["step"])
         self._show(entries[-1])
 
     def _append(self, entries: list[dict[str, Any]]) -> None:
@@ -130,24 +173,6 @@ class Journal:
                 "The checkpoints so far are untouched; go on with "
                 "--resume_from_checkpoint latest once there is room.",
             ) from error
-
-    def _entry(
-        self, step: int, phase: Phase, result: StepResult, loss: float, grad_norm: float
-    ) -> dict[str, Any]:
-        entry = {
-            "step": step,
-            "phase": phase.name,
-            "epoch": result.plan.epoch,
-            "loss": loss,
-            "lr": next(iter(result.learning_rates.values())),
-            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
-            "elapsed_s": round(time.monotonic() - self._seconds, 3),
-        }
-        if len(result.losses) > 1:
-            entry |= {f"loss {name}": float(part) for name, part in result.losses.items()}
-        if len(result.learning_rates) > 1:
-            entry |= {f"lr {name}": rate for name, rate in result.learning_rates.items()}
-        return entry
 
     def _show(self, entry: dict[str, Any]) -> None:
         recent = self.losses[-20:]
@@ -176,13 +201,35 @@ class Journal:
             write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
 
+def _entry(one: Pending, loss: float, grad_norm: float, memory_mib: float) -> dict[str, Any]:
+    result = one.result
+    entry = {
+        "step": one.step,
+        "phase": one.phase.name,
+        "epoch": result.plan.epoch,
+        "loss": loss,
+        "lr": next(iter(result.learning_rates.values())),
+        "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+        "memory_mib": memory_mib,
+        **one.times,
+    }
+    if len(result.losses) > 1:
+        entry |= {f"loss {name}": float(part) for name, part in result.losses.items()}
+    if len(result.learning_rates) > 1:
+        entry |= {f"lr {name}": rate for name, rate in result.learning_rates.items()}
+    return entry
+
+
 def _tracked(entry: dict[str, Any]) -> dict[str, float]:
-    named = {"train_loss": entry["loss"], "lr": entry["lr"], "grad_norm": entry["grad_norm"]}
-    named |= {name: value for name, value in entry.items() if name.startswith(("loss ", "lr "))}
-    return {name: value for name, value in named.items() if value is not None}
+    """The numbers of an entry, the loss by the name that diffusers' scripts give it."""
+    left_out = ("step", "phase", "epoch", "loss", "elapsed_s")
+    numbers = {name: value for name, value in entry.items() if name not in left_out}
+    numbers["train_loss"] = entry["loss"]
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
-def _explain(step: int, phase: Phase, result: StepResult, loss: float) -> tuple[str, str]:
+def _explain(one: Pending, loss: float) -> tuple[str, str]:
+    step, phase, result, _ = one
     shown = range(min(8, len(result.plan.examples)))
     bad = [name for name, part in result.losses.items() if not math.isfinite(part)]
     describe = phase.losses[bad[0] if bad else next(iter(phase.losses))].describe

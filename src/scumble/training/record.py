@@ -4,13 +4,14 @@ import json
 import os
 import platform
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from scumble.config import TrainConfig
-from scumble.errors import UserError
+from scumble.errors import Stopped, UserError, first_line
 from scumble.formats.container import require_writable, write_atomically
 from scumble.formats.files import BUNDLE_NAME, EMBEDS_NAME, WEIGHT_NAME
 from scumble.training.checkpoints import MAY_DIFFER, Checkpoint
@@ -58,6 +59,16 @@ class Record:
         }
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         write_atomically(folder / RECORD_NAME, text.encode())
+
+    def save_end(self, error: BaseException) -> None:
+        """Note what ended the run, unless it was finished by then."""
+        if "result" in self.facts:
+            return
+        by_user = isinstance(error, Stopped | KeyboardInterrupt)
+        if not by_user:
+            self.facts["error"] = first_line(error)
+        with suppress(UserError):  # the disk may be what failed; the error itself is to be shown
+            self.save("stopped" if by_user else "failed")
 
 
 def this_process() -> dict[str, Any]:

@@ -116,7 +116,9 @@ def save_model(workshop: Workshop, folder: Path) -> Path:
     return final
 
 
-def write_pictures(workshop: Workshop, taught: Taught, folder: Path) -> tuple[list[str], list[str]]:
+def write_pictures(
+    workshop: Workshop, taught: Taught, steps: int, folder: Path
+) -> tuple[list[str], list[str]]:
     """Draw the sample pictures and the before/after grid into the output folder.
 
     Returns:
@@ -134,13 +136,17 @@ def write_pictures(workshop: Workshop, taught: Taught, folder: Path) -> tuple[li
     names = [f"sample_{number}.png" for number in range(len(images))]
     for name, image in zip(names, images, strict=True):
         _save_png(image, folder / name)
-    return [prompt for prompt in prompts for _ in seeds], names
+    captions = [prompt for prompt in prompts for _ in seeds]
+    workshop.runtime.trackers.show(images, captions, steps, "result")
+    return captions, names
 
 
-def save_samples(images: Sequence[Image], folder: Path, step: int) -> None:
-    """Keep the sample pictures of one moment of the training."""
-    for number, image in enumerate(images):
-        _save_png(image, folder / f"step_{step:06d}_{number}.png")
+def save_samples(images: Sequence[Image], folder: Path, step: int) -> list[str]:
+    """Keep the sample pictures of one moment of the training; their file names."""
+    names = [f"step_{step:06d}_{number}.png" for number in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        _save_png(image, folder / name)
+    return names
 
 
 def write_curve(losses: Sequence[float], folder: Path) -> None:

@@ -5,6 +5,7 @@ loop -> adapter, pictures, card.
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from scumble import console
 from scumble.config import TrainConfig
 from scumble.config.train import describe
 from scumble.data.cache import TensorStore
-from scumble.errors import Stopped, UserError
+from scumble.errors import UserError
 from scumble.families import Components, Family, family_of, locate, text_encoders
 from scumble.lean.quantise import quantise
 from scumble.training import results
@@ -23,7 +24,6 @@ from scumble.training.checkpoints import Checkpoint, find_checkpoint
 from scumble.training.encoders import Encoders, encoders_of
 from scumble.training.fit import check_attention, fit, memory_explained
 from scumble.training.gather import Gathered, gather_data
-from scumble.training.journal import NotFiniteError
 from scumble.training.methods import METHODS
 from scumble.training.phase import Phase, phase_name
 from scumble.training.rates import ParameterGroup
@@ -35,7 +35,6 @@ from scumble.training.sharing import check_destination, push_result
 from scumble.training.sitting import Sitting
 from scumble.training.taught import together
 from scumble.training.texts import EncodedTexts, LiveTexts, Texts, report_long
-from scumble.training.trackers import start_trackers
 from scumble.training.words import check_words, new_words
 from scumble.training.workshop import Workshop, adapter_maker, targets
 
@@ -56,7 +55,8 @@ def train(config: TrainConfig) -> TrainResult:
     """
     with memory_explained(config) as levels:
         runtime = prepare_runtime(config)
-        result = _train(config, runtime, levels)
+        with closing(runtime.trackers):
+            result = _train(config, runtime, levels)
     if runtime.is_main:
         push_result(config)
     return result
@@ -78,7 +78,7 @@ def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainRes
     phases = METHODS[config.method](workshop)
     _check_warmup(config, phases)
     _say_prompt_without_word(config)
-    start_trackers(runtime.accelerator, config)
+    runtime.trackers.start(runtime.accelerator, config)
     base = workshop.components.base
     facts = {
         "base": base.reference,
@@ -98,11 +98,11 @@ def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainRes
     sitting = Sitting(workshop, phases, record, checkpoint, state)
     try:
         sitting.train()
-    except (Stopped, NotFiniteError) as error:
+        return _finish(workshop, sitting)
+    except BaseException as error:
         if runtime.is_main:
-            record.save("stopped" if isinstance(error, Stopped) else "failed")
+            record.save_end(error)
         raise
-    return _finish(workshop, sitting)
 
 
 def open_workshop(config: TrainConfig, runtime: Runtime) -> Workshop:
@@ -282,7 +282,7 @@ def _finish(workshop: Workshop, sitting: Sitting) -> TrainResult:
             "peak_memory_mib": round(workshop.runtime.peak_memory_mib(), 1),
         }
         results.write_curve(sitting.losses, folder)
-        samples = results.write_pictures(workshop, taught, folder)
+        samples = results.write_pictures(workshop, taught, sitting.done, folder)
         scores = {"mean loss of the last steps": record.facts["loss"], **sitting.measured}
         results.write_card(workshop, taught, sitting.kept_step, folder, samples, scores)
         # Last: a run that was cut off in here is finished by resuming it.

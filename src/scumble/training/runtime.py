@@ -1,7 +1,7 @@
 """Where a run works: device, number format, processes, memory."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +11,7 @@ from scumble import console
 from scumble.config import TrainConfig
 from scumble.errors import UserError
 from scumble.inference.device import weight_dtype
+from scumble.training.trackers import Trackers, choose_trackers
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class Runtime:
     """The machine as one process of a run sees it.
 
     Args:
-        accelerator: accelerate's view of devices, processes and trackers.
+        accelerator: accelerate's view of devices and processes.
         dtype: of the frozen weights.
+        trackers: that the run reports to.
     """
 
     accelerator: Any
     dtype: torch.dtype
+    trackers: Trackers = field(default_factory=Trackers)
 
     @property
     def device(self) -> torch.device:
@@ -73,14 +76,12 @@ def prepare_runtime(config: TrainConfig) -> Runtime:
 
     Raises:
         UserError: a launcher started several processes that did not find each other, or a library
-            that was asked for is not installed.
+            that was asked for is not installed or logged in.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
-    from scumble.training.trackers import check_tracker
-
-    check_tracker(config.report_to)
+    trackers = Trackers(choose_trackers(config.report_to))
     project = ProjectConfiguration(
         project_dir=config.output_dir,
         logging_dir=os.path.join(config.output_dir, config.logging_dir),
@@ -88,7 +89,6 @@ def prepare_runtime(config: TrainConfig) -> Runtime:
     # No autocast: the frozen weights are in the wanted format, adapters stay fp32.
     accelerator = Accelerator(
         mixed_precision="no",
-        log_with=config.report_to,
         project_config=project,
         # Others may have to wait while the main process draws or encodes.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
@@ -113,7 +113,7 @@ def prepare_runtime(config: TrainConfig) -> Runtime:
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    return Runtime(accelerator, dtype)
+    return Runtime(accelerator, dtype, trackers)
 
 
 def _peak_process_memory_mib() -> float:

@@ -21,7 +21,6 @@ from scumble.training.phase import Phase, phase_name
 from scumble.training.record import Record
 from scumble.training.recorder import CudaRecorder, Recorder
 from scumble.training.taught import together
-from scumble.training.trackers import log_images
 from scumble.training.validation import draw_samples, sample_prompts
 from scumble.training.workshop import Workshop
 
@@ -273,8 +272,10 @@ class Sitting:
             with self._at_rest():
                 prompts, seeds = sample_prompts(self.workshop)
                 images = draw_samples(self.workshop, prompts, seeds)
-            results.save_samples(images, self.folder / "samples", self.done)
-            log_images(runtime.accelerator, images, prompts * len(seeds), self.done)
+            names = results.save_samples(images, self.folder / "samples", self.done)
+            captions = [prompt for prompt in prompts for _ in seeds]
+            runtime.trackers.show(images, captions, self.done)
+            self.journal.note({"step": self.done, "samples": names, "prompts": captions})
         except Exception as error:
             console.say(f"the sample pictures failed, training goes on: {first_line(error)}")
 
