@@ -134,8 +134,25 @@ def read_adapter(
     """
     file = adapter_file(path, allow_pickle=allow_pickle)
     content = read_content(file, outline=outline, allow_pickle=allow_pickle)
+    return adapter_in(content, file, key_names, partial=partial)
+
+
+def adapter_in(
+    content: Content, file: Path, key_names: KeyNames, *, partial: bool = False
+) -> AdapterWeights:
+    """Understand what was read of an adapter file.
+
+    Args:
+        content: of the file, or its outline.
+        file: that it was read from.
+        key_names: the names of the family that the adapter belongs to.
+        partial: take what can be placed, and list the rest in `left_out`.
+
+    Raises:
+        UserError: it is of an unknown format, or holds a key that is no adapter tensor.
+    """
     if not content.tensors:
-        raise UserError(f"{path} holds no adapter: it has no tensors")
+        raise UserError(f"{file} holds no adapter: it has no tensors")
     if peft.has_settings_beside(content):
         content = replace(content, settings=settings_beside(file))
     try:
@@ -146,7 +163,7 @@ def read_adapter(
     if weights.left_out and not partial:
         raise _misfit(file, weights.left_out)
     if weights.is_empty:
-        raise UserError(f"{path}: none of its tensors fits anything", "Nothing was loaded.")
+        raise UserError(f"{file}: none of its tensors fits anything", "Nothing was loaded.")
     return weights
 
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 from scumble.errors import UserError
 from scumble.families import FAMILIES, Family
 from scumble.formats.container import Content, read_content
-from scumble.formats.files import adapter_file, format_of, read_adapter
+from scumble.formats.files import adapter_file, adapter_in, format_of
 from scumble.formats.origins import likely_origin
+from scumble.formats.pickled import is_pickled
 from scumble.formats.weights import AdapterWeights
 from scumble.hub.pull import local_adapter
 
@@ -32,7 +33,7 @@ class Opened(NamedTuple):
     family: Family
     format: str
     content: Content
-    """Keys, shapes and metadata as they are in the file, without numbers."""
+    """Keys, shapes and metadata as they are in the file; whether with numbers is left open."""
     weights: AdapterWeights
 
 
@@ -52,11 +53,13 @@ def open_adapter(
     """
     family = next(iter(FAMILIES.values()))
     file = adapter_file(local_adapter(path), allow_pickle=allow_pickle)
-    content = read_content(file, outline=True, allow_pickle=allow_pickle)
+    # Of safetensors a first look is cheap, even where the file is a whole model.
+    looks_first = outline or not is_pickled(file)
+    content = read_content(file, outline=looks_first, allow_pickle=allow_pickle)
     _refuse_models(file, content)
-    options = {"allow_pickle": allow_pickle, "partial": partial, "outline": outline}
+    whole = read_content(file) if looks_first and not outline else content
     try:
-        weights = read_adapter(file, family.key_names, **options)
+        weights = adapter_in(whole, file, family.key_names, partial=partial)
     except UserError as error:
         raise _with_origin(error, content) from error
     return Opened(file, family, format_of(content, family.key_names), content, weights)
