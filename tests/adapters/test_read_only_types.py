@@ -49,6 +49,8 @@ CASES = {
         "difference",
         lambda: {"diff": torch.randn(10, 6, 3, 3), "diff_b": torch.randn(10)},
     ),
+    "difference of a bias": (linear, "difference", lambda: {"diff_b": torch.randn(10)}),
+    "shift of a norm": (group_norm, "norm_difference", lambda: {"diff_b": torch.randn(6)}),
     "layer norm": (
         layer_norm,
         "norm_difference",
@@ -79,8 +81,9 @@ def put(model, type_name, tensors, strength=1.0):
 def wanted(layer, tensors, strength):
     """Weight and bias as the file's author meant them."""
     weight, bias = layer.weight.clone(), layer.bias.clone()
-    if "diff" in tensors:
-        return weight + strength * tensors["diff"], bias + strength * tensors.get("diff_b", 0)
+    if "on_input" not in tensors:
+        diff, shift = (strength * tensors.get(name, 0) for name in ("diff", "diff_b"))
+        return weight + diff, bias + shift
     channels = (1, -1) if tensors["on_input"] else (-1, 1)
     factors = tensors["weight"].reshape(*channels, *[1] * (weight.ndim - 2))
     return weight * (1 + strength * factors), bias
@@ -125,6 +128,7 @@ def test_a_file_gives_back_every_tensor_as_it_was(case, tmp_path):
         ("ia3", (10, 6), {"weight": torch.ones(10), "on_input": IN}, "has 6 channels"),
         ("ia3", (10,), {"weight": torch.ones(10), "on_input": OUT}, "norm"),
         ("difference", (10, 6), {"diff": torch.ones(6, 10)}, "'diff' has shape"),
+        ("difference", (10, 6), {"diff_b": torch.ones(6)}, "'diff_b' has shape"),
         ("norm_difference", (10, 6), {"diff": torch.ones(10)}, "which the layer is not"),
         ("norm_difference", (10,), {"diff": torch.ones(6)}, "'w_norm' has shape"),
     ],
@@ -137,9 +141,10 @@ def test_what_does_not_fit_the_layer_is_refused(type_name, shape, tensors, messa
 @pytest.mark.parametrize("type_name", ["difference", "norm_difference"])
 def test_a_change_of_a_bias_that_is_not_there_is_refused(type_name):
     shape = (10, 6) if type_name == "difference" else (10,)
-    tensors = {"diff": torch.ones(shape), "diff_b": torch.ones(10)}
-    with pytest.raises(UserError, match="a bias, which the layer lacks"):
-        ADAPTERS[type_name].from_tensors(LayerSpec(shape, has_bias=False), tensors, 1.0)
+    bias, weight = {"diff_b": torch.ones(10)}, {"diff": torch.ones(shape)}
+    for tensors in (bias, weight | bias):
+        with pytest.raises(UserError, match="a bias, which the layer lacks"):
+            ADAPTERS[type_name].from_tensors(LayerSpec(shape, has_bias=False), tensors, 1.0)
 
 
 def test_it_cannot_be_trained():

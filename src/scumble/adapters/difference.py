@@ -10,9 +10,11 @@ from scumble.errors import UserError
 
 
 class Difference(Adapter):
-    """delta W = `diff`, and the bias changes by `diff_b`. It has neither rank nor alpha."""
+    """delta W = `diff`, and the bias changes by `diff_b`. It has neither rank nor alpha.
 
-    diff: Tensor
+    One of them may lack in a file.
+    """
+
     file_names: ClassVar[Mapping[str, str]] = {"diff": "diff", "diff_b": "diff_b"}
     is_trainable: ClassVar[bool] = False
     has_rank: ClassVar[bool] = False
@@ -23,15 +25,20 @@ class Difference(Adapter):
         Raises:
             UserError: the file changes a bias that the layer lacks.
         """
+        whole = {"diff": self.layer.weight_shape}
         if "diff_b" not in like:
-            return {"diff": self.layer.weight_shape}
+            return whole
         if not self.layer.has_bias:
             raise UserError(f"'{self.file_names['diff_b']}' changes a bias, which the layer lacks")
-        return {"diff": self.layer.weight_shape, "diff_b": self.layer.weight_shape[:1]}
+        bias = {"diff_b": self.layer.weight_shape[:1]}
+        return whole | bias if "diff" in like else bias
 
     def delta(self, weight: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """The change of the weight itself."""
-        return self.diff
+        """The change of the weight itself; zeros where the bias alone changes."""
+        diff: Tensor | None = getattr(self, "diff", None)
+        if diff is None:
+            return next(self.parameters()).new_zeros(self.layer.weight_shape)
+        return diff
 
     def bias_delta(self) -> Tensor | None:
         """The change of the bias, where the file has one."""
@@ -39,13 +46,13 @@ class Difference(Adapter):
 
     @classmethod
     def is_complete(cls, names: Set[str]) -> bool:
-        """`diff`; `diff_b` is extra."""
-        return {"diff"} <= names <= set(cls.file_names)
+        """`diff` or `diff_b`, or both."""
+        return bool(names) and names <= set(cls.file_names)
 
     @classmethod
     def rank_of(cls, tensors: Mapping[str, Tensor]) -> int:
         """1 where there is anything."""
-        return int(bool(tensors["diff"].numel()))
+        return int(all(tensor.numel() for tensor in tensors.values()))
 
 
 class NormDifference(Difference):

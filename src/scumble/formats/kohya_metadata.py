@@ -141,7 +141,7 @@ def _arguments(told: str, own: Mapping[str, str]) -> str:
         return told
     if not isinstance(theirs, dict):
         return told
-    return json.dumps({k: v for k, v in theirs.items() if k not in OWN_ARGUMENTS} | own)
+    return json.dumps({k: v for k, v in theirs.items() if k not in OWN_ARGUMENTS} | dict(own))
 
 
 def _has_kernel(entry: ModuleWeights) -> bool:

@@ -17,6 +17,9 @@ MAX_NUMBERS = 2**26
 Thin factors of a small file may multiply to more than any memory.
 """
 
+WHOLE = ("diff", "w_norm", "diff_b", "b_norm")
+"""Differences of weights, then of biases."""
+
 CORES = {"lora_mid.weight", "hada_t1", "hada_t2", "lokr_t1", "lokr_t2"}
 """Kernels apart from their factors (Tucker form), put together with one of them first."""
 
@@ -25,8 +28,8 @@ def weight_shape(entry: ModuleWeights) -> tuple[int, ...] | None:
     """The shape of the layer's weight, as far as the adapter's tensors tell it.
 
     Returns:
-        The shape; a kernel is flattened into the second dimension where the file has it so. None
-        for types that scale the frozen weight and do not tell.
+        The shape; a kernel is flattened into the second dimension where the file has it so. (O,)
+        where the bias alone changes. None for types that scale the frozen weight and do not tell.
 
     Raises:
         UserError: the tensors are of shapes that do not go together.
@@ -103,7 +106,7 @@ def _weight_shape(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
         small = shapes.get("lokr_w1") or _product(shapes, "lokr_w1_a", "lokr_w1_b", "lokr_t1")
         large = shapes.get("lokr_w2") or _product(shapes, "lokr_w2_a", "lokr_w2_b", "lokr_t2")
         return (small[0] * large[0], small[1] * large[1], *large[2:])
-    return shapes.get("diff") or shapes.get("w_norm")
+    return next((shapes[name] for name in WHOLE if name in shapes), None)
 
 
 def _product(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from scumble.adapters.low_rank import (
     Factors,
@@ -115,12 +116,15 @@ def _formed(
 ) -> Merged:
     name = ".".join(layer)
     adapters = [adapter_of(part.entry, shape) for part in parts]
-    delta = recipe.combine(f"{name}.weight", parts, [adapter.delta() for adapter in adapters])
     changes = [(part, adapter.bias_delta()) for part, adapter in zip(parts, adapters, strict=True)]
     biases = [(part, change) for part, change in changes if change is not None]
-    whole = {"diff": delta}
+    whole: dict[str, Tensor] = {}
     if biases:
         whole["diff_b"] = recipe.combine(f"{name}.bias", *zip(*biases, strict=True))
+    if all(part.entry.tensors.keys() == {"diff_b"} for part in parts):
+        return Merged(ModuleWeights(parts[0].entry.type, whole, 1.0), None)
+    delta = recipe.combine(f"{name}.weight", parts, [adapter.delta() for adapter in adapters])
+    whole["diff"] = delta
     if len(shape) == 1:
         return Merged(ModuleWeights("norm_difference", whole, 1.0), None)
     is_whole = any(not adapter.has_rank for adapter in adapters)
