@@ -81,6 +81,18 @@ def test_tensorboard_gets_numbers_pictures_and_settings_unless_told_otherwise(
     assert str(tmp_path).encode() not in written
 
 
+def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(make_config, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    scumble.train(make_config(checkpointing_steps=2))
+    scumble.train(make_config(resume_from_checkpoint="checkpoint-2", max_train_steps=3))
+    (folder,) = (tmp_path / "out" / "logs").iterdir()
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    assert [event.step for event in accumulator.Scalars("train_loss")] == [1, 2, 3]
+    assert [entry["step"] for entry in log_of(tmp_path / "out")] == [1, 2, 3]
+
+
 def test_none_leaves_the_log_alone(make_config, tmp_path):
     scumble.train(make_config(report_to="none"))
     assert not (tmp_path / "out" / "logs").exists()

@@ -78,7 +78,7 @@ def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainRes
     phases = METHODS[config.method](workshop)
     _check_warmup(config, phases)
     _say_prompt_without_word(config)
-    runtime.trackers.start(runtime.accelerator, config)
+    runtime.trackers.start(runtime.accelerator, config, checkpoint.step if checkpoint else 0)
     base = workshop.components.base
     facts = {
         "base": base.reference,

@@ -29,8 +29,13 @@ class Trackers:
         self.names = tuple(names)
         self._open: list[Any] = []
 
-    def start(self, accelerator: Any, config: TrainConfig) -> None:
+    def start(self, accelerator: Any, config: TrainConfig, done: int = 0) -> None:
         """Open the trackers and give them the settings, without tokens and paths.
+
+        Args:
+            accelerator: makes them.
+            config: the run's settings.
+            done: steps that a resumed run starts from; later ones are taken back where possible.
 
         Raises:
             UserError: one does not start.
@@ -39,7 +44,7 @@ class Trackers:
         for name in self.names:
             accelerator.log_with = [name]
             try:
-                accelerator.init_trackers(PROJECT_NAME, settings, _options(name, config))
+                accelerator.init_trackers(PROJECT_NAME, settings, _options(name, config, done))
             except Exception as error:
                 raise UserError(
                     f"the tracker {name} does not start: {first_line(error)}",
@@ -48,6 +53,8 @@ class Trackers:
             # Kept here: accelerate would let one that fails end the run.
             self._open += accelerator.trackers
             accelerator.trackers = []
+        if "tensorboard" in self.names:
+            console.say(f"watch it: tensorboard --logdir {_logs(config)}")
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Send numbers of a step."""
@@ -146,15 +153,22 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: "" if value is None else value for key, value in (settings | lists).items()}
 
 
-def _options(name: str, config: TrainConfig) -> dict[str, dict[str, Any]]:
+def _logs(config: TrainConfig) -> Path:
+    return Path(config.output_dir) / config.logging_dir
+
+
+def _options(name: str, config: TrainConfig, done: int) -> dict[str, dict[str, Any]]:
     """Call the run by its folder, and keep there what it writes."""
-    folder = Path(config.output_dir)
-    title = folder.resolve().name
-    if name == "wandb":
-        logs = folder / config.logging_dir
-        logs.mkdir(parents=True, exist_ok=True)
-        return {name: {"name": title, "dir": str(logs)}}
-    return {name: {"name": title, "embed": False}} if name == "trackio" else {}
+    title = Path(config.output_dir).resolve().name
+    match name:
+        case "tensorboard" if done:
+            return {name: {"purge_step": done + 1}}
+        case "wandb":
+            _logs(config).mkdir(parents=True, exist_ok=True)
+            return {name: {"name": title, "dir": str(_logs(config))}}
+        case "trackio":
+            return {name: {"name": title, "embed": False}}
+    return {}
 
 
 def _show(
