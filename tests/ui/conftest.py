@@ -115,3 +115,12 @@ def serve() -> Iterator[Callable[..., Served]]:
     yield start
     for page in started:
         page.kill()
+
+
+@pytest.fixture(scope="module")
+def shared_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Path, Path]]:
+    """A page for the tests of a file; with its own folder, and one more that it may read."""
+    work, allowed = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("allowed")
+    served = Served(work, "--allow", str(allowed))
+    yield served, work, allowed
+    served.kill()

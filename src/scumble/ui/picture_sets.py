@@ -66,7 +66,7 @@ class PictureSet:
             ):
                 pass
         except UserError as error:
-            return [error.message]
+            return [*report.lines(), error.message]
         return report.lines()
 
 

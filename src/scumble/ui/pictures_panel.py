@@ -106,9 +106,9 @@ def build_pictures(folders: Folders) -> PicturesPanel:
     write_own.input(acts.allow_writing, [shown, write_own], outputs)
     for number, caption in enumerate(captions):
         caption.blur(
-            lambda state, text, row=number: write_captions(state, {row: text}),
+            lambda state, text, row=number: acts.write(state, row, text),
             [shown, caption],
-            shown,
+            [shown, findings],
             show_progress="hidden",
         )
     return PicturesPanel(shown, captions)
@@ -163,6 +163,11 @@ class _Acts:
     def allow_writing(self, state: Shown, allowed: bool) -> list[Any]:
         """Let captions be written into a visitor's own folder, or not."""
         return self._show(replace(state, may_write=allowed))
+
+    def write(self, state: Shown, row: int, text: str) -> list[Any]:
+        """Keep the caption of a row, and look at the pictures again."""
+        state = write_captions(state, {row: text})
+        return [state, findings_html(state.notes, self.folders)]
 
     def _show(self, state: Shown) -> list[Any]:
         return [state, *_values(state, self.folders)]

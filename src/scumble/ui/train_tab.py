@@ -14,6 +14,7 @@ from scumble.ui.answers import problem
 from scumble.ui.folders import Folders, plain_name
 from scumble.ui.forms import BASIC, Entry, FormError, entries, start_value, train_config, widget
 from scumble.ui.pictures_panel import Shown, build_pictures, write_captions
+from scumble.ui.push_panel import build_push
 from scumble.ui.run_panel import build_run
 from scumble.ui.style import heading
 
@@ -52,6 +53,7 @@ def build(folders: Folders) -> None:
         with gradio.Column(scale=5, min_width=320, elem_id="run-column"):
             gradio.HTML(heading(4, "Watch it learn"))
             chosen = build_run(folders, queue)
+            build_push(folders, queue, chosen)
 
     def begin(method: str, name: str, shown: Shown, *values: Any) -> list[Any]:
         captions, fields = values[: len(pictures.captions)], values[len(pictures.captions) :]
@@ -59,7 +61,8 @@ def build(folders: Folders) -> None:
         try:
             job = _begin(folders, queue, method, name, shown, dict(zip(form, fields, strict=True)))
         except UserError as error:
-            return [shown, problem(error, folders), gradio.skip(), *_marks(form, error)]
+            wrong = error if isinstance(error, FormError) else FormError(error)
+            return [shown, problem(wrong, folders), gradio.skip(), *_marks(form, wrong)]
         line = f"**{job}** is in the queue. It goes on when this page is closed."
         return [shown, line, job, *_marks(form, None)]
 
@@ -109,7 +112,7 @@ def _build_form() -> tuple[Any, dict[str, Any]]:
             *(gradio.update(visible=_has_any(method, inside)) for inside in groups.values()),
         ]
 
-    method.input(change, method, [*form.values(), *boxes], show_progress="hidden")
+    method.change(change, method, [*form.values(), *boxes], show_progress="hidden")
     return method, form
 
 
@@ -173,9 +176,9 @@ def _check_pictures(folder: Path, config: Any) -> None:
         pass
 
 
-def _marks(form: Mapping[str, Any], error: UserError | None) -> list[Any]:
+def _marks(form: Mapping[str, Any], error: FormError | None) -> list[Any]:
     """The widgets with those that an error is about marked."""
     import gradio
 
-    wrong = error.fields if isinstance(error, FormError) else []
+    wrong = error.fields if error is not None else []
     return [gradio.update(elem_classes=["wrong"] if name in wrong else []) for name in form]
