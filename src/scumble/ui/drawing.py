@@ -83,6 +83,7 @@ class Easel:
         self._turn = threading.Lock()
         self._pipeline: Any = None
         self._base: BaseModel | None = None
+        self._asked: object = None
         self._loaded: dict[str, tuple[object, AdapterWeights]] = {}
 
     def prepare(self, config: GenerateConfig) -> list[str]:
@@ -168,8 +169,13 @@ class Easel:
         from scumble.inference import generator
 
         sources = [generator.parse_adapter(text)[0] for text in config.adapter]
-        base = generator.locate_base(config, sources)
+        named = config.pretrained_model_name_or_path
+        asked = named or (_stamp(sources[0]) if sources else None)
+        # Asked once: the Hub need not answer for every picture.
+        base = self._base if asked == self._asked else None
+        base = base or generator.locate_base(config, sources)
         generator.check_size(family_of(base), base, config)
+        self._asked = asked
         if base != self._base:
             self._forget()
             alone = replace(config, adapter=(), pretrained_model_name_or_path=base.name)

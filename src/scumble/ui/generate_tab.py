@@ -139,7 +139,7 @@ def _answer(
 
     pairs = len(shown) // 2 if tuple(factors) == BEFORE_AFTER else 0
     pair = tuple(str(item.path) for item in shown[2 * pairs - 2 : 2 * pairs]) if pairs else None
-    pictures = [(str(item.path), _caption(item)) for item in shown]
+    pictures = [(str(item.path), _caption(item, is_narrow=len(factors) > 2)) for item in shown]
     return [
         gradio.ImageSlider(value=pair, visible=pair is not None),
         gradio.Image(value=None if sheet is None else str(sheet), visible=sheet is not None),
@@ -147,7 +147,7 @@ def _answer(
     ]
 
 
-def _caption(item: Shown) -> str:
+def _caption(item: Shown, *, is_narrow: bool) -> str:
     drawn = item.drawn
-    acting = " + ".join(f"{weight:g}" for _, weight in drawn.adapters)
-    return f"seed {drawn.seed} · {acting or 'base'}"
+    acting = " + ".join(f"{weight:g}" for _, weight in drawn.adapters) or "base"
+    return acting if is_narrow else f"seed {drawn.seed} · {acting}"
