@@ -9,7 +9,8 @@ from scumble.ui.library import AS_IT_IS, CONVERSIONS, DTYPES, MERGED, Library
 from scumble.ui.shelf import Shelf
 
 COLUMNS = ("Name", "Base", "Type", "Rank", "Size", "Written", "Trigger words")
-WIDTHS = ("24%", "17%", "10%", "8%", "10%", "16%", "15%")
+WIDTHS = ("240px", "170px", "100px", "80px", "100px", "170px", "240px")
+"""In all less than a desktop's width, and more than a phone's, where the table is pushed aside."""
 METHODS = ("sum", "ties", "dare", "dare_ties")
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -68,7 +69,7 @@ def build(folders: Folders) -> None:
 def _list(label: str, elem_id: str) -> Any:
     import gradio
 
-    return gradio.Dropdown([], value=None, label=label, elem_id=elem_id)
+    return gradio.Dropdown([], value=None, label=label, min_width=240, elem_id=elem_id)
 
 
 def _inspect(library: Library) -> Any:

@@ -30,10 +30,13 @@ CSS = """
 
 /* Forms: two columns where there is room; what a field is for stands below its name. */
 .fields .form { display: grid !important;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 255px), 1fr)); }
-#field-pretrained_model_name_or_path, #field-validation_prompt { grid-column: 1 / -1; }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 255px), 1fr));
+  background: var(--block-background-fill) !important; }
+#field-pretrained_model_name_or_path { grid-column: 1 / -1; }
 .gradio-container .html-container { padding: 0; }
 #samples .grid-wrap, #drawn .grid-wrap { height: auto; min-height: 0; max-height: none; }
+#drawn .grid-container {
+  grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
 #samples .grid-container { grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)) !important; }
 .wrong { outline: 2px solid #dc2626; outline-offset: -2px; }
 #answer:not(:empty) { padding: .2rem .1rem; }
