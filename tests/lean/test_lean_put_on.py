@@ -9,6 +9,8 @@ from diffusers import UNet2DConditionModel
 from lean_steps import DEFAULT, EVERYWHERE, UNETS, adapt, assert_near, draw, lean, run
 
 from scumble.adapters.blend import merge, unmerge
+from scumble.adapters.difference import NormDifference
+from scumble.adapters.inject import attach
 from scumble.lean.forwards import LeanForward
 from scumble.lean.install import put_on
 from scumble.lean.levels import LEVELS
@@ -128,6 +130,46 @@ def test_a_copy_is_lean_and_stands_alone(tiny_unet, level, copied):
     assert forwards
     assert all(f.module in own and f.plain.__self__ is f.module for f in forwards)
     assert_near(run(twin), plain)
+
+
+NORMS = {
+    "resnet": "down_blocks.0.resnets.0.norm1",
+    "resnet after the skip connection": "up_blocks.0.resnets.0.norm1",
+    "resnet's second": "mid_block.resnets.0.norm2",
+    "map": "mid_block.attentions.0.norm",
+    "attention": "mid_block.attentions.0.transformer_blocks.0.norm1",
+    "attention to text": "mid_block.attentions.0.transformer_blocks.0.norm2",
+    "feed forward": "mid_block.attentions.0.transformer_blocks.0.norm3",
+    "last": "conv_norm_out",
+}
+
+
+def change_norm(unet, path):
+    def build(spec, _):
+        draw = torch.Generator().manual_seed(0)
+        tensors = {name: torch.randn(spec.weight_shape, generator=draw) for name in ("w", "b")}
+        tensors = {"diff": tensors["w"], "diff_b": tensors["b"]}
+        return NormDifference.from_tensors(spec, tensors, 1.0)
+
+    attach(unet, "n", {path: build})
+    unet.double().requires_grad_(False)
+
+
+@LEVEL
+@pytest.mark.parametrize("path", NORMS.values(), ids=NORMS)
+def test_a_norm_is_changed_while_on(tiny_unet, path, level):
+    unet, twin = tiny_unet().double(), tiny_unet().double()
+    bare = run(twin)
+    change_norm(twin, path)
+    plain = run(twin)
+    assert (plain.output - bare.output).abs().max() > 1e-3
+    with lean(unet, level):
+        change_norm(unet, path)
+        assert_near(run(unet), plain)
+        merge(unet)
+        merge(twin)
+        assert_near(run(unet), run(twin))
+    assert_near(run(unet), run(twin))
 
 
 def test_saved_while_on(tiny_unet, tmp_path):

@@ -124,16 +124,22 @@ def norm_forward(norm: Any, plain: Forward, x_BCHW: Tensor) -> Tensor:
     return group_norm(norm, x_BCHW, silu=False) if is_frozen(norm) else cast(Tensor, plain(x_BCHW))
 
 
-def last_norm_forward(norm: Any, plain: Forward, activation: Any, x_BCHW: Tensor) -> Tensor:
+def last_norm_forward(norm: Any, plain: Forward, model: Any, x_BCHW: Tensor) -> Tensor:
     """The denoiser's last norm, with the activation behind it."""
-    if not may_pass_over(norm, activation):
+    if not _ends_in_one(model):
         return norm_forward(norm, plain, x_BCHW)
     return group_norm(norm, x_BCHW, silu=True)
 
 
-def last_activation_forward(activation: Any, plain: Forward, norm: Any, x: Tensor) -> Tensor:
+def last_activation_forward(activation: Any, plain: Forward, model: Any, x: Tensor) -> Tensor:  # noqa: ARG001
     """The activation, unless `last_norm_forward` has already applied it."""
-    return x if may_pass_over(norm, activation) else cast(Tensor, plain(x))
+    return x if _ends_in_one(model) else cast(Tensor, plain(x))
+
+
+def _ends_in_one(model: Any) -> bool:
+    """Whether last norm and activation are one at present: nothing has taken the norm's place."""
+    norm = model.conv_norm_out
+    return isinstance(norm.forward, LeanForward) and may_pass_over(norm, model.conv_act)
 
 
 def fits_transformer(block: Any) -> bool:
@@ -182,9 +188,10 @@ def transformer_forward(
     if block.attn2 is not None:
         mask = encoder_attention_mask
         h_BTC = h_BTC + _attend(block.attn2, block.norm2, h_BTC, encoder_hidden_states, mask)
-    if may_pass_over(block.norm3, block.ff, *block.ff.net):
-        inner = read([block.ff.net[0].proj], h_BTC.dtype)
-        outer = read([block.ff.net[2]], h_BTC.dtype)
+    geglu, dropout, last, *others = block.ff.net
+    if may_pass_over(block.norm3, block.ff, geglu, dropout, *others):
+        inner = read([geglu.proj], h_BTC.dtype)
+        outer = read([last], h_BTC.dtype)
         if inner is not None and outer is not None:
             recompute = level.recompute_feed_forward
             norm = norm_of(block.norm3)

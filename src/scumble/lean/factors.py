@@ -10,13 +10,13 @@ from torch.nn import functional
 from scumble.adapters.layer import AdaptedLayer
 from scumble.kernels.projection import Frozen, Norm, Thin
 from scumble.kernels.weights import Stacked
-from scumble.lean.forwards import may_pass_over
+from scumble.lean.forwards import is_listened_to, may_pass_over
 
 
 def linear_of(layer: nn.Module) -> nn.Linear | None:
     """The frozen Linear of a layer that may carry adapters; None where it must be called itself."""
     linear = layer.base if isinstance(layer, AdaptedLayer) else layer
-    fits = type(linear) is nn.Linear and may_pass_over(layer, linear)
+    fits = type(linear) is nn.Linear and may_pass_over(linear) and not is_listened_to(layer)
     return cast(nn.Linear, linear) if fits else None
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from scumble.adapters.layer import AdaptedLayer
+
 Forward = Callable[..., Any]
 
 AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -56,5 +58,11 @@ def is_listened_to(module: nn.Module) -> bool:
 
 
 def may_pass_over(*modules: nn.Module) -> bool:
-    """Whether the numbers of frozen modules may be used without calling the modules."""
-    return all(is_frozen(module) and not is_listened_to(module) for module in modules)
+    """Whether the numbers of frozen modules may be used without calling the modules.
+
+    Not those of an adapted layer, which has none of its own.
+    """
+    return all(
+        is_frozen(module) and not is_listened_to(module) and not isinstance(module, AdaptedLayer)
+        for module in modules
+    )

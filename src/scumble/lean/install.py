@@ -138,8 +138,8 @@ def _patch_end(lean: LeanModel) -> None:
     if norm is not None and activation is not None and norm in lean._forwards and is_own:
         del norm.forward
         lean._forwards.remove(norm)
-        lean.patch(norm, blocks.last_norm_forward, activation)
-        lean.patch(activation, blocks.last_activation_forward, norm)
+        lean.patch(norm, blocks.last_norm_forward, lean.model)
+        lean.patch(activation, blocks.last_activation_forward, lean.model)
 
 
 def _is_unknown(module: nn.Module) -> bool:
