@@ -254,5 +254,5 @@ def test_a_folder_without_an_index_is_no_base(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_without_network_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot get model_index\.json of 'some/model'"):
+    with pytest.raises(UserError, match=r"model_index\.json of 'some/model' is not on this"):
         locate("some/model", cache_dir=str(tmp_path))

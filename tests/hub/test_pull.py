@@ -136,26 +136,56 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_fetched(place, trained):
     assert line.startswith(WEIGHTS)
 
 
-def test_a_base_of_the_hub_is_found_with_its_revision(place, tiny_folder, tmp_path):
-    name = place.new_name()
-    shutil.copytree(tiny_folder, tmp_path / "tuned" / "model")
-    code = """
+BASE = """
 import sys
+import torch
 from scumble.errors import UserError
-from scumble.families import locate
+from scumble.families import Components, family_of, locate
 from scumble.hub.licence import licence_of
-from scumble.hub.push import push_folder
-folder, name = sys.argv[1:]
-push_folder(folder, name)
-base = locate(f"{name}@main")
-print(base.location, base.revision, base.reference, base.public_name, licence_of(base))
-for wrong in (f"{name}@v9", "alice/nothing"):
+base = locate(sys.argv[1])
+family, components = family_of(base), Components(base)
+family.load(components, family.components, torch.float32)
+print(type(components["unet"]).__name__, base.revision, base.reference, base.public_name)
+print(licence_of(base))
+for wrong in sys.argv[2:]:
     try:
         locate(wrong)
     except UserError as error:
         print(error.message)
 """
-    said = place.python(code, str(tmp_path / "tuned"), name).splitlines()
-    assert said[-3] == f"{name} main {name}@main {name} {{'license': 'cc0-1.0'}}"
-    assert said[-2] == f"'{name}' has no such revision: v9"
-    assert said[-1].startswith("there is no 'alice/nothing' on the Hub")
+
+
+def test_a_base_of_the_hub_is_taken_with_its_revision_and_kept(place, tiny_folder, tmp_path):
+    name = place.new_name()
+    shutil.copytree(tiny_folder, tmp_path / "tuned" / "model")
+    push = "import sys; from scumble.hub.push import push_folder; push_folder(*sys.argv[1:])"
+    assert "14 files" in place.python(push, str(tmp_path / "tuned"), name)
+    said = place.python(BASE, f"{name}@main", f"{name}@v9", "alice/nothing").splitlines()
+    assert said[0] == f"UNet2DConditionModel main {name}@main {name}"
+    assert said[1] == "{'license': 'cc0-1.0'}"
+    assert said[2] == f"'{name}' has no such revision: v9"
+    assert said[3].startswith("there is no 'alice/nothing' on the Hub")
+    offline = place.python(BASE, name, HF_HUB_OFFLINE="1").splitlines()
+    assert offline[0] == f"UNet2DConditionModel None {name} {name}"
+
+
+def test_a_base_that_does_not_fit_on_the_disk_is_said(place, tiny_folder, tmp_path):
+    name = place.new_name()
+    shutil.copytree(tiny_folder, tmp_path / "tuned" / "model")
+    code = """
+import resource, sys
+from scumble.errors import UserError
+from scumble.families import Components, family_of, locate
+from scumble.hub.push import push_folder
+import torch
+push_folder(*sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+base = locate(sys.argv[2])
+try:
+    family_of(base).load(Components(base), ["unet"], torch.float32)
+except UserError as error:
+    print(error)
+"""
+    said = place.python(code, str(tmp_path / "tuned"), name, home="small")
+    assert f"cannot keep the unet of '{name}' in " in said
+    assert "Make room there" in said

@@ -5,6 +5,7 @@ Shape suffixes: B batch, C channels, H height, W width, L tokens, D text width.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from scumble.diffusion.schedules import BETAS, DiscreteSchedule, schedule_from_b
 from scumble.errors import UserError, first_line
 from scumble.families import single_file
 from scumble.families.base import Components, Conditioning, Geometry, Posterior
+from scumble.families.hub_failures import explain
 from scumble.families.layer_names import KEY_NAMES
 from scumble.families.locate import BaseModel
 from scumble.families.streamed import load_streamed
@@ -188,6 +190,8 @@ def _from_pretrained(cls: Any, base: BaseModel, name: str, **options: Any) -> An
             **options,
         )
     except Exception as error:
+        if not Path(base.location).exists():
+            raise explain(error, base.location, f"the {name}") from error
         reason = first_line(error)
         raise UserError(
             f"cannot load the {name} of {base.name}: {reason}",

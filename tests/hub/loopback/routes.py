@@ -101,11 +101,14 @@ def info(hub: "Hub", request: Request, name: str, revision: str) -> Answer:
     return Answer.of(facts | {"siblings": [{"rfilename": e.path} for e in entries]})
 
 
-@route("GET", MODEL + r"/tree/(?P<revision>[^/]+)")
-def tree(hub: "Hub", request: Request, name: str, revision: str) -> Answer:
+@route("GET", MODEL + r"/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?")
+def tree(hub: "Hub", request: Request, name: str, revision: str, folder: str) -> Answer:
     repository = hub.readable(name, request.account)
     entries = repository.entries(commit_of(repository, revision))
-    return Answer.of([described(entry) for entry in entries])
+    found = [e for e in entries if not folder or e.path.startswith(f"{folder}/")]
+    if folder and not found:
+        raise RefusedError(404, f"{folder} does not exist", "EntryNotFound")
+    return Answer.of([described(entry) for entry in found])
 
 
 @route("POST", MODEL + r"/paths-info/(?P<revision>[^/]+)")
