@@ -53,9 +53,10 @@ def read(content: Content, key_names: KeyNames) -> AdapterWeights:
             name = f"lora_{match['side']}.weight"
             parts.add(component, key_names.to_file(component, module), name, key, tensor)
         elif match["side"] == "up" and not tensor.is_meta and bool(tensor.any()):
-            parts.leave(
-                key, f"belongs to a part other than '{match['owner']}', which never used it"
-            )
+            reason = f"belongs to a part other than '{match['owner']}', which never used it"
+            for side in (key, f"{key.removesuffix('up.weight')}down.weight"):
+                if side in content.tensors:
+                    parts.leave(side, reason)
     return AdapterWeights(parts.modules(), dict(content.metadata), left_out=parts.left_out)
 
 
