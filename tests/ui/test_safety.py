@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image
 from scumble.cli.main import run
 from scumble.config.ui import UiConfig
 from scumble.errors import UserError
+from scumble.ui.app import launch
 
 TOKEN = "hf_" + "secret" * 5
 SECRET = "of no visitor's business"
@@ -72,20 +72,19 @@ def test_only_this_machine_is_listened_to_without_a_password(host: str) -> None:
 
 def test_a_password_is_asked_for(place: Path) -> None:
     with served_page(place / "guarded", auth="ann:secret", generate_only=True) as page:
-        for path in ("/config", "/gradio_api/info", "/gradio_api/file=x"):
-            assert httpx.get(page.local_url.rstrip("/") + path).status_code == 401
-        login = {"username": "ann", "password": "wrong"}
-        assert httpx.post(page.local_url + "login", data=login).status_code == 400
-        login["password"] = "secret"
-        assert httpx.post(page.local_url + "login", data=login).status_code == 200
+        with httpx.Client(base_url=page.local_url) as client:
+            for path in ("config", "gradio_api/info", "gradio_api/file=x"):
+                assert client.get(path).status_code == 401
+            login = {"username": "ann", "password": "wrong"}
+            assert client.post("login", data=login).status_code == 400
+            assert client.post("login", data=login | {"password": "secret"}).status_code == 200
+            config = client.get("config").json()
+        names = {entry["api_name"] for entry in config["dependencies"]}
+        assert "generate" in names
+        assert not {"receive", "merge", "convert", "inspect", "compare"} & names
+        port = int(page.local_url.rstrip("/").rpartition(":")[2])
         with pytest.raises(UserError, match="cannot be served"):
-            run_on(place, page.local_url)
-
-
-def run_on(place: Path, address: str) -> None:
-    from scumble.ui.app import launch
-
-    launch(UiConfig(folder=str(place / "other"), port=int(re.findall(r":(\d+)", address)[0])))
+            launch(UiConfig(folder=str(place / "other"), port=port))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from scumble.ui.library import AS_IT_IS, CONVERSIONS, DTYPES, MERGED, Library
 from scumble.ui.shelf import Shelf
 
 COLUMNS = ("Name", "Base", "Type", "Rank", "Size", "Written", "Trigger words")
-WIDTHS = ("240px", "170px", "100px", "80px", "100px", "170px", "240px")
-"""In all less than a desktop's width, and more than a phone's, where the table is pushed aside."""
+WIDTHS = ("250px", "190px", "100px", "80px", "110px", "180px", "266px")
+"""In all the width of the page on a desktop; on a phone the table is pushed aside."""
 METHODS = ("sum", "ties", "dare", "dare_ties")
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 
