@@ -1,68 +1,12 @@
 """What adapter files call the layers of Stable Diffusion 1.x and 2.x.
 
-From a table of its own, never from a live model: other versions of the libraries name some layers
+From tables, never from a live model: other versions of the libraries name some layers
 otherwise, and files outlive them.
 """
 
 from scumble.families.numbered_layers import NUMBERED_LAYERS
+from scumble.families.original_names import words_of
 from scumble.formats.key_names import BaseVersion, KeyNames
-
-UNET_WORDS = (
-    "attentions",
-    "attn1",
-    "attn2",
-    "conv",
-    "conv1",
-    "conv2",
-    "conv_in",
-    "conv_norm_out",
-    "conv_out",
-    "conv_shortcut",
-    "down_blocks",
-    "downsamplers",
-    "ff",
-    "linear_1",
-    "linear_2",
-    "mid_block",
-    "net",
-    "norm",
-    "norm1",
-    "norm2",
-    "norm3",
-    "proj",
-    "proj_in",
-    "proj_out",
-    "resnets",
-    "time_emb_proj",
-    "time_embedding",
-    "to_k",
-    "to_out",
-    "to_q",
-    "to_v",
-    "transformer_blocks",
-    "up_blocks",
-    "upsamplers",
-)
-TEXT_WORDS = (
-    "embeddings",
-    "encoder",
-    "fc1",
-    "fc2",
-    "final_layer_norm",
-    "k_proj",
-    "layer_norm1",
-    "layer_norm2",
-    "layers",
-    "mlp",
-    "out_proj",
-    "position_embedding",
-    "q_proj",
-    "self_attn",
-    "text_model",
-    "token_embedding",
-    "v_proj",
-)
-"""Every part of the modules' names that is no number."""
 
 FIRST = {"ss_v2": "False"}
 SECOND = {"ss_v2": "True"}
@@ -96,7 +40,7 @@ KEY_NAMES = KeyNames(
         "unet": ("lora_unet_", "lycoris_unet_", "lycoris_"),
         "text_encoder": ("lora_te_", "lora_te1_", "lycoris_te_", "lycoris_te1_", "lycoris_"),
     },
-    words={"unet": UNET_WORDS, "text_encoder": TEXT_WORDS},
+    words={component: words_of(component) for component in ("unet", "text_encoder")},
     text_layers={
         "unet": ("attn2.to_k", "attn2.to_v"),
         "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1"),

@@ -143,6 +143,13 @@ def from_original(key: str) -> Place | None:
     return _places().get(key)
 
 
+def words_of(component: str) -> tuple[str, ...]:
+    """Every part of the names of a component's modules in diffusers that is no number."""
+    names = _table(component, "sd1")
+    parts = {part for name in names for part in name.split(".")[:-1] if not part.isdecimal()}
+    return tuple(sorted(parts))
+
+
 def version_of(keys: Mapping[str, Iterable[str]]) -> Version:
     """Tell a model's version, having seen that nothing of it is missing.
 

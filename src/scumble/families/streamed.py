@@ -15,15 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scumble.formats.streaming import DTYPES
 from scumble.imports import uncollected
 
-DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F64": torch.float64,
-}
-"""Number formats as safetensors files call them."""
+FLOATS = {name: DTYPES[name] for name in ("F32", "F16", "BF16", "F64")}
+"""Number formats that are cast here."""
 WEIGHTS_NAME = "diffusion_pytorch_model"
 
 UNFIT = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, struct.error)
@@ -100,7 +96,7 @@ def _tensors(path: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         # One for all: new memory costs more than what is done with it.
         buffer = torch.empty(max(_length(about) for _, about in ordered), dtype=torch.uint8)
         for name, about in ordered:
-            stored, count = DTYPES[about["dtype"]], _length(about)
+            stored, count = FLOATS[about["dtype"]], _length(about)
             result = torch.empty(about["shape"], dtype=dtype)
             target = result.view(-1).view(torch.uint8) if stored == dtype else buffer[:count]
             file.seek(8 + length + about["data_offsets"][0])
