@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).parent))
 
 from loopback import Hub
+from short_training import training
 
 PYTHON = sys.executable
 CLIENT_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
@@ -122,14 +123,6 @@ class Trained:
     folder: Path
     name: str
     said: str
-
-
-def training(pictures: Path, output: Path, *more: str) -> list[str]:
-    """The shortest training."""
-    words = ["train", "text_to_image", "--pretrained_model_name_or_path", "scumble-tiny"]
-    words += ["--train_data_dir", str(pictures), "--output_dir", str(output), "--resolution", "64"]
-    words += ["--train_batch_size", "2", "--max_train_steps", "2", "--learning_rate", "1e-2"]
-    return [*words, "--report_to", "none", *more]
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import json
 
-from conftest import training
+from short_training import training
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 NOWHERE = "http://127.0.0.1:9"
