@@ -88,7 +88,8 @@ def test_a_visitor_inspects_compares_merges_converts_and_downloads(
         page.get_by_role("tab", name="Library").click()
         expect(page.locator("#adapters")).to_contain_text("runs/first")
         choose(page.locator("#inspect_adapter input"), "runs/first")
-        expect(page.locator("#inspection")).to_contain_text("scumble-tiny")
+        page.get_by_label("Measure how much each layer is changed").check()
+        expect(page.locator("#inspection")).to_contain_text("strongest layers")
 
         page.get_by_role("tab", name="Compare").click()
         choose(page.locator("#compare_first input"), "runs/first")

@@ -80,11 +80,12 @@ def _inspect(library: Library) -> Any:
         measure = gradio.Checkbox(label="Measure how much each layer is changed")
     page = _page("inspection")
     gradio.on(
-        [chosen.input, chosen.change, measure.change],
+        [chosen.change, measure.change],
         lambda name, norms: library.inspect(name, measure=bool(norms)) if name else "",
         [chosen, measure],
         page,
         api_name="inspect",
+        trigger_mode="always_last",
     )
     return chosen
 
