@@ -186,3 +186,18 @@ def test_a_file_that_is_not_what_was_planned_is_refused(tmp_path: Path) -> None:
     for change in (*changes, {"c": whole["b"]}):
         with pytest.raises(UserError, match=r"'[bc]' was not written as it should be"):
             require_written(path, whole | change, print)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_kind_of_number_hides_what_is_none(
+    value: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    tensors = {"a": torch.ones(5, 5, dtype=dtype), "nothing": torch.empty(0, dtype=dtype)}
+    entries = {key: Entry(dtype, tuple(tensor.shape)) for key, tensor in tensors.items()}
+    save_file(tensors, path := tmp_path / "x.safetensors")
+    require_written(path, entries, print)
+    tensors["a"][2, 3] = float(value)
+    save_file(tensors, path)
+    with pytest.raises(UserError, match="'a' holds NaN or infinite"):
+        require_written(path, entries, print)
