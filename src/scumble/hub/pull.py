@@ -8,6 +8,7 @@ from typing import NamedTuple
 from scumble import console
 from scumble.errors import UserError
 from scumble.families.hub_failures import explain, is_offline
+from scumble.formats.container import user_path
 from scumble.formats.files import FILE_NAMES, PICKLED, PICKLED_NAMES
 
 BESIDE = ("README.md", "adapter_config.json")
@@ -31,7 +32,7 @@ def hub_name(source: str | Path) -> HubName | None:
     match = HUB_NAME.fullmatch(source) if isinstance(source, str) else None
     if match is None or match["repo_id"].endswith((".safetensors", *PICKLED)):
         return None
-    if Path(source).exists():
+    if user_path(source).exists():
         return None
     return HubName(match["repo_id"], match["revision"], match["file"])
 
@@ -62,7 +63,7 @@ def local_adapter(
     """
     name = hub_name(source)
     if name is None:
-        path = Path(source).expanduser()
+        path = user_path(source)
         return path / weight_name if weight_name and path.is_dir() else path
     wanted = HubName(name.repo_id, revision or name.revision, weight_name or name.file)
     try:
