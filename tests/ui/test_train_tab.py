@@ -18,7 +18,7 @@ from scumble.runs.queue import PROCESS, Queue, _read
 PICTURES = Path(__file__).parents[2] / "examples" / "data" / "style_neon"
 SOME = [PICTURES / name for name in ("00.png", "00.txt", "01.png", "01.txt", "02.png")]
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(290)]
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_from_pictures_to_a_file_through_stops_reloads_and_crashes(
     page.get_by_role("button", name="Sample pictures").click()
     fill(page, rank="2", num_validation_images="1", num_inference_steps="1")
     page.locator("#start").click()
-    see(page, "#status", r"is training.*neon.*of 100,000.*loss", 60)
+    see(page, "#status", r"is training.*neon.*of 100,000.*loss", 90)
     page.locator("#samples img").first.wait_for()
     seen = steps(page)
     points = page.locator("svg.curve").get_attribute("data-points")
@@ -133,7 +133,7 @@ def test_from_pictures_to_a_file_through_stops_reloads_and_crashes(
     text = re.sub("max_train_steps: .*", f"max_train_steps: {stopped + 2}", settings.read_text())
     settings.write_text(text + "before_after: false\n")
     page.locator("#resume").click()
-    see(page, "#status", f"finished.*{stopped + 2:,} of {stopped + 2:,}", 60)
+    see(page, "#status", f"finished.*{stopped + 2:,} of {stopped + 2:,}", 90)
     with page.expect_download() as download:
         page.locator("#download:not([disabled])").click()
     assert download.value.suggested_filename == "neon.safetensors"

@@ -146,12 +146,12 @@ def widget(entry: Entry, method: str) -> Any:
     if entry.kind is bool:
         return gradio.Checkbox(**shown)
     if entry.choices:
-        open_choice = [("as it is best", "")] if entry.may_be_open else []
+        open_choice = [("automatic", "")] if entry.may_be_open else []
         choices = [*open_choice, *((choice, choice) for choice in entry.choices)]
         return gradio.Dropdown(choices=choices, filterable=False, **shown)
     if entry.kind in (int, float):
         # Not gradio.Number: that cannot be left empty, and knows no 1e-4.
-        return gradio.Textbox(max_lines=1, placeholder="as it is best", **shown)
+        return gradio.Textbox(max_lines=1, placeholder="automatic", **shown)
     return gradio.Textbox(max_lines=3, **shown)
 
 

@@ -67,18 +67,20 @@ def build_pictures(folders: Folders) -> PicturesPanel:
             file_count="multiple",
             file_types=["image", ".txt"],
             elem_id="upload",
-            height=132,
+            height=168,
         )
         with gradio.Row():
             earlier = gradio.Dropdown(
                 names_of_sets(folders),
                 value=None,
                 label="Or pictures that were uploaded before",
+                min_width=240,
                 elem_id="earlier",
             )
             typed = gradio.Textbox(
                 label="Or a folder on this machine",
                 placeholder="press Enter to open it",
+                min_width=240,
                 elem_id="folder",
             )
     findings = gradio.HTML(elem_id="findings")

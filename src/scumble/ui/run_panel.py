@@ -1,14 +1,14 @@
 """A run as it goes: its state, its loss, its samples, and the buttons that act on it."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scumble.errors import UserError
-from scumble.runs.listing import RunView, read_run
+from scumble.runs.listing import RECORD_NAME, RunView, read_run
 from scumble.runs.queue import Job, Queue
-from scumble.ui.answers import served
 from scumble.ui.folders import Folders
 from scumble.ui.run_text import (
     WORDS,
@@ -49,7 +49,7 @@ def build_run(folders: Folders, queue: Queue) -> Any:
     """
     import gradio
 
-    curves = Curves()
+    curves, views = Curves(), Views()
     seen = gradio.State(Seen())
     chosen = gradio.Dropdown(
         [],
@@ -77,7 +77,8 @@ def build_run(folders: Folders, queue: Queue) -> Any:
     outputs = [seen, chosen, status, curve, output, stop, resume, download, gallery]
 
     def look(name: str | None, before: Seen) -> list[Any]:
-        return _look(folders, queue, curves, name, before)
+        looks = [(job, views.of(job)) for job in reversed(queue.jobs())]
+        return _look(folders, looks, curves, name, before)
 
     gradio.Timer(POLL_S).tick(look, [chosen, seen], outputs, show_progress="hidden")
     chosen.input(look, [chosen, seen], outputs, show_progress="hidden")
@@ -103,12 +104,15 @@ def _acting(act: Callable[[str], Job]) -> Callable[[str | None], None]:
 
 
 def _look(
-    folders: Folders, queue: Queue, curves: Curves, name: str | None, before: Seen
+    folders: Folders,
+    looks: Sequence[tuple[Job, RunView | None]],
+    curves: Curves,
+    name: str | None,
+    before: Seen,
 ) -> list[Any]:
     """What every widget of the panel shows now; most of them stay as they are."""
     import gradio
 
-    looks = [(job, _view(job)) for job in reversed(queue.jobs())]
     names = tuple((job.name, state_of(job, view)) for job, view in looks)
     found = {job.name: (job, view) for job, view in looks}
     if name not in found:
@@ -138,7 +142,26 @@ def _look(
     ]
 
 
-def _view(job: Job) -> RunView | None:
+class Views:
+    """What is known of the runs; of those that have ended it is read once."""
+
+    def __init__(self) -> None:
+        self._ended: dict[tuple[Path, int], RunView | None] = {}
+
+    def of(self, job: Job) -> RunView | None:
+        """The record of a job's run; None where it has none yet."""
+        if job.state != "ended":
+            return _read(job)
+        try:
+            key = (job.output_dir, (job.output_dir / RECORD_NAME).stat().st_mtime_ns)
+        except OSError:
+            return None
+        if key not in self._ended:
+            self._ended[key] = _read(job)
+        return self._ended[key]
+
+
+def _read(job: Job) -> RunView | None:
     try:
         return read_run(job.output_dir)
     except UserError:
@@ -161,12 +184,12 @@ def _new_samples(view: RunView | None, seen: Seen) -> tuple[Any, Seen]:
     if newest == seen.samples:
         return gradio.skip(), seen
     pictures = []
-    for path in reversed(newest):
+    for path in reversed(paths[-MAX_SAMPLES:]):
         try:
             with Image.open(path) as image:
                 pictures.append((image.convert("RGB"), _moment(path)))
         except OSError:
-            continue  # being written, or gone: the next look finds it
+            newest = ()  # being written, or gone: the next look will tell
     return pictures, replace(seen, samples=newest)
 
 
@@ -186,7 +209,12 @@ def _download(folders: Folders, job: Job, view: RunView | None, seen: Seen) -> t
         return gradio.skip(), seen
     if result is None or not result.is_file():
         return gradio.DownloadButton(value=None, interactive=False), replace(seen, file=result)
-    copy = served(result, folders)
-    named = copy.rename(copy.with_name(f"{job.name}{copy.suffix}"))
-    button = gradio.DownloadButton(value=str(named), interactive=True)
+    copy = (
+        folders.served / "results" / str(result.stat().st_mtime_ns) / f"{job.name}{result.suffix}"
+    )
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(result, partial := copy.with_suffix(".partial"))
+        partial.replace(copy)
+    button = gradio.DownloadButton(value=str(copy), interactive=True)
     return button, replace(seen, file=result)

@@ -14,6 +14,9 @@ COLUMNS = 160
 """The curve is drawn through so many points, each the mean of the steps that fall on it."""
 SMOOTHING = 0.85
 
+STOPPED = (130, -15)
+"""Exit codes of a run that was asked to end."""
+
 WORDS = {
     "waiting": "waits for its turn",
     "running": "is training",
@@ -58,8 +61,10 @@ def state_of(job: Job, view: RunView | None) -> str:
         return "starting"
     if job.state != "ended":
         return job.state
-    if job.code not in (0, None, 130, -15) or view is None:
+    if job.code not in (0, None, *STOPPED):
         return "failed"
+    if view is None:
+        return "stopped" if job.code in STOPPED else "failed"
     return "interrupted" if view.status == "running" else view.status
 
 

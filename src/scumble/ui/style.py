@@ -42,6 +42,7 @@ CSS = """
 #answer:not(:empty) { padding: .2rem .1rem; }
 
 /* Pictures and captions. */
+#upload { border: 2px dashed var(--border-color-primary) !important; }
 .thumb { width: 84px; height: 84px; object-fit: cover; border-radius: 8px; display: block; }
 .thumb.broken { font-size: .7rem; overflow: hidden; border: 1px dashed currentColor;
   padding: .3rem; }
