@@ -126,17 +126,26 @@ def test_what_the_hub_does_not_give_is_refused_in_one_line(place, hub, trained):
         assert line.startswith(f"refused: {words}")
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_half_fetched(place, trained):
-    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
-    for way in ({}, {"HF_HUB_DISABLE_XET": "1"}):
-        said = place.python(full + PULLS, json.dumps([[trained.name, {}]]), home="full", **way)
-        assert f"refused: cannot keep '{trained.name}'" in said
-        assert "Make room there, or name another place with HF_HOME" in said
-    (line,) = pulls(place, trained.name, home="full")
-    assert line.startswith(WEIGHTS)
+FULL = """
+import resource
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+def disk_holds(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+"""
+"""No file may grow beyond a size: what a full disk comes to."""
 
 
-BASE = """
+@pytest.mark.parametrize("way", [{}, {"HF_HUB_DISABLE_XET": "1"}], ids=["xet", "lfs"])
+def test_a_full_disk_is_said_and_leaves_nothing_half_fetched(place, trained, way):
+    code = f"{FULL}disk_holds(30_000)\n{PULLS}\ndisk_holds(soft)\n{PULLS}"
+    said = place.python(code, json.dumps([[trained.name, {}]]), home=f"full{len(way)}", **way)
+    first, second = said.splitlines()
+    assert first.startswith(f"refused: cannot keep '{trained.name}' in ")
+    assert first.endswith("Make room there, or name another place with HF_HOME.")
+    assert second.startswith(WEIGHTS)
+
+
+BASE = f"""{FULL}
 import sys
 import torch
 from scumble.errors import UserError
@@ -144,10 +153,17 @@ from scumble.families import Components, family_of, locate
 from scumble.hub.licence import licence_of
 base = locate(sys.argv[1])
 family, components = family_of(base), Components(base)
+if "full" in sys.argv[2:]:
+    disk_holds(500_000)
+    try:
+        family.load(components, ["unet"], torch.float32)
+    except UserError as error:
+        print(error.message)
+    disk_holds(soft)
 family.load(components, family.components, torch.float32)
 print(type(components["unet"]).__name__, base.revision, base.reference, base.public_name)
 print(licence_of(base))
-for wrong in sys.argv[2:]:
+for wrong in sys.argv[3:]:
     try:
         locate(wrong)
     except UserError as error:
@@ -155,37 +171,19 @@ for wrong in sys.argv[2:]:
 """
 
 
-def test_a_base_of_the_hub_is_taken_with_its_revision_and_kept(place, tiny_folder, tmp_path):
+def test_a_base_of_the_hub_is_fetched_whole_with_its_revision_and_kept(
+    place, tiny_folder, tmp_path
+):
     name = place.new_name()
     shutil.copytree(tiny_folder, tmp_path / "tuned" / "model")
     push = "import sys; from scumble.hub.push import push_folder; push_folder(*sys.argv[1:])"
     assert "14 files" in place.python(push, str(tmp_path / "tuned"), name)
-    said = place.python(BASE, f"{name}@main", f"{name}@v9", "alice/nothing").splitlines()
+    wrong = ("full", f"{name}@v9", "alice/nothing")
+    full, *said = place.python(BASE, f"{name}@main", *wrong).splitlines()
+    assert full.startswith(f"cannot keep the unet of '{name}' in ")
     assert said[0] == f"UNet2DConditionModel main {name}@main {name}"
     assert said[1] == "{'license': 'cc0-1.0'}"
     assert said[2] == f"'{name}' has no such revision: v9"
     assert said[3].startswith("there is no 'alice/nothing' on the Hub")
     offline = place.python(BASE, name, HF_HUB_OFFLINE="1").splitlines()
     assert offline[0] == f"UNet2DConditionModel None {name} {name}"
-
-
-def test_a_base_that_does_not_fit_on_the_disk_is_said(place, tiny_folder, tmp_path):
-    name = place.new_name()
-    shutil.copytree(tiny_folder, tmp_path / "tuned" / "model")
-    code = """
-import resource, sys
-from scumble.errors import UserError
-from scumble.families import Components, family_of, locate
-from scumble.hub.push import push_folder
-import torch
-push_folder(*sys.argv[1:])
-resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
-base = locate(sys.argv[2])
-try:
-    family_of(base).load(Components(base), ["unet"], torch.float32)
-except UserError as error:
-    print(error)
-"""
-    said = place.python(code, str(tmp_path / "tuned"), name, home="small")
-    assert f"cannot keep the unet of '{name}' in " in said
-    assert "Make room there" in said
