@@ -17,6 +17,7 @@ import scumble
 pytestmark = pytest.mark.browser
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
+expect.set_options(timeout=20_000)
 
 PROMPT = "a red circle"
 
@@ -46,7 +47,7 @@ class GeneratePage:
     def pictures(self, count: int) -> list[np.ndarray]:
         """Wait for so many pictures, and fetch the files behind them."""
         images = self.page.locator("#drawn .thumbnail-item img, #drawn img")
-        expect(images).to_have_count(count, timeout=20_000)
+        expect(images).to_have_count(count)
         addresses = [image.get_attribute("src") for image in images.all()]
         return [self.fetch(address) for address in addresses]
 

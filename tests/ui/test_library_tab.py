@@ -83,6 +83,7 @@ def test_a_visitor_inspects_compares_merges_converts_and_downloads(
     folder: Path, visit: Callable[..., Any], tiny_pipeline: Any, tmp_path: Path
 ) -> None:
     expect = pytest.importorskip("playwright.sync_api").expect
+    expect.set_options(timeout=20_000)
     with served_page(folder) as served:
         page = visit(served.local_url)
         page.get_by_role("tab", name="Library").click()

@@ -108,6 +108,7 @@ def test_the_page_draws_with_the_adapter_and_shows_nothing_else(
     address: str, adapter: Path, visit: Callable[..., Any]
 ) -> None:
     expect = pytest.importorskip("playwright.sync_api").expect
+    expect.set_options(timeout=20_000)
     page = visit(address)
     expect(page.get_by_text("Strength of first")).to_be_visible()
     expect(page.get_by_role("tab")).to_have_count(0)
@@ -118,7 +119,7 @@ def test_the_page_draws_with_the_adapter_and_shows_nothing_else(
         page.keyboard.press("Tab")
     page.get_by_role("button", name="Draw", exact=True).click()
     image = page.locator("#drawn img").first
-    expect(image).to_be_visible(timeout=20_000)
+    expect(image).to_be_visible()
     with Image.open(io.BytesIO(page.request.get(image.get_attribute("src")).body())) as opened:
         drawn = np.asarray(opened.convert("RGB")).astype(int)
     options: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 2.0}
