@@ -73,6 +73,7 @@ def steps_of(config: TrainConfig) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_a_run_outlives_who_queued_it_and_goes_on_where_it_was_stopped(
     queue: Queue, settings: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ Queue(pathlib.Path(sys.argv[1])).add(TrainConfig(
     assert any(f"step {stopped.step}" in line for line in queue.job("long").output())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_its_runner_and_the_next_waits_for_it(
     queue: Queue, settings: Callable[..., TrainConfig]
 ) -> None:

@@ -68,6 +68,7 @@ def start(page: Any, name: str, **values: str) -> None:
     page.locator("#start").click()
 
 
+@pytest.mark.slow
 def test_from_pictures_to_a_file_through_stops_reloads_and_crashes(
     work: Path,
     serve: Callable[..., Any],
@@ -142,6 +143,11 @@ def test_from_pictures_to_a_file_through_stops_reloads_and_crashes(
     assert file.read_bytes() == (record / "pytorch_lora_weights.safetensors").read_bytes()
     tiny_pipeline.load_lora_weights(tmp_path, weight_name=file.name, adapter_name="neon")
     assert tiny_pipeline.get_list_adapters()["unet"] == ["neon"]
+
+    page.get_by_role("button", name="Share it on the Hub").click()
+    box(page, "repository").fill("ann/neon")
+    page.locator("#push").click()
+    see(page, "#pushed", "nobody is logged in to the Hub|the Hub cannot be reached")
 
 
 def test_a_visitors_own_folder_is_left_alone_unless_he_asks(
