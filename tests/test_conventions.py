@@ -13,6 +13,7 @@ import scumble
 from scumble.cli.train import ELSEWHERE, REFUSED
 from scumble.config import METHOD_GROUPS, GenerateConfig, TrainConfig
 from scumble.config.merging import BaseFields, ExtractFields, MergeFields, ResizeFields
+from scumble.config.sharing import PushFields
 from scumble.config.tools import ConvertFields, DiffFields, InspectFields, ReadFields, WriteFields
 from scumble.config.train import field_names
 from source_tree import Module, calls, modules, repository_files, text_of
@@ -150,7 +151,7 @@ def test_every_option_is_explained() -> None:
             for owner, name, text in documented_fields(m):
                 explained[owner, name] = text
     groups = {group for groups in METHOD_GROUPS.values() for group in groups}
-    verbs = (ConvertFields, DiffFields, InspectFields, ReadFields, WriteFields)
+    verbs = (PushFields, ConvertFields, DiffFields, InspectFields, ReadFields, WriteFields)
     merging = (BaseFields, ExtractFields, MergeFields, ResizeFields)
     for config in (*groups, *verbs, *merging, GenerateConfig):
         for item in fields(config):
