@@ -13,9 +13,12 @@ import scumble
 from scumble.cli.train import ELSEWHERE, REFUSED
 from scumble.config import METHOD_GROUPS, GenerateConfig, TrainConfig
 from scumble.config.merging import BaseFields, ExtractFields, MergeFields, ResizeFields
+from scumble.config.runs import RunsFields
 from scumble.config.sharing import PushFields
+from scumble.config.space import SpaceFields
 from scumble.config.tools import ConvertFields, DiffFields, InspectFields, ReadFields, WriteFields
 from scumble.config.train import field_names
+from scumble.config.ui import UiConfig
 from source_tree import Module, calls, modules, repository_files, text_of
 
 DIFFUSERS_FLAGS = {
@@ -153,7 +156,8 @@ def test_every_option_is_explained() -> None:
     groups = {group for groups in METHOD_GROUPS.values() for group in groups}
     verbs = (PushFields, ConvertFields, DiffFields, InspectFields, ReadFields, WriteFields)
     merging = (BaseFields, ExtractFields, MergeFields, ResizeFields)
-    for config in (*groups, *verbs, *merging, GenerateConfig):
+    pages = (RunsFields, SpaceFields, UiConfig)
+    for config in (*groups, *verbs, *merging, *pages, GenerateConfig):
         for item in fields(config):
             owners = (cls.__name__ for cls in config.__mro__)
             text = next(explained[o, item.name] for o in owners if (o, item.name) in explained)
