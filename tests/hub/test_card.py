@@ -47,6 +47,29 @@ def test_the_header_says_what_the_hub_looks_for():
     assert data["widget"][1] == {"text": "a red fox", "output": {"url": "sample_1.png"}}
 
 
+@pytest.mark.parametrize(("kind", "name"), [("loha", "LoHa"), ("lokr", "LoKr")])
+def test_what_diffusers_does_not_load_is_not_loaded_by_it(kind, name):
+    text = render_card(facts(adapter_type=kind))
+    assert f"A {name} adapter for" in text
+    assert "load_lora_weights" not in text
+    assert 'scumble.load_adapter(pipe, ".")' in text
+    assert 'scumble.load_adapter(pipe, "me/fox")' in card_for_hub(text, "me/fox")
+    assert "lora" not in ModelCard(text).data.tags
+
+
+def test_dora_is_loaded_by_diffusers():
+    text = render_card(facts(adapter_type="dora"))
+    assert "A DoRA adapter for" in text
+    assert "pipe.load_lora_weights(" in text
+    assert "import scumble" not in text
+
+
+def test_a_caption_stands_for_a_prompt_that_lacks():
+    text = render_card(facts(prompts=[], images=[], example="a fox in snow"))
+    assert '--prompt "a fox in snow"' in text
+    assert "a picture" not in text
+
+
 def test_what_is_not_known_is_not_said():
     data = ModelCard(render_card(facts(prompts=[], images=[]))).data.to_dict()
     assert not {"license", "datasets", "instance_prompt", "widget"} & data.keys()

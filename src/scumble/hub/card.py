@@ -16,7 +16,14 @@ TAGS = (
     "stable-diffusion-diffusers",
 )
 
+TYPE_NAMES = {"lora": "LoRA", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr"}
+"""Adapter type -> its name in a sentence."""
+
+READ_BY_DIFFUSERS = ("lora", "dora")
+"""Adapter types that diffusers loads; for others scumble puts the file on its pipeline."""
+
 LORA_TAGS = ("lora", "template:sd-lora")
+OTHER_TAGS = ("lycoris",)
 WORD_TAGS = ("textual_inversion",)
 
 
@@ -42,6 +49,8 @@ class CardFacts:
             where it says nothing.
         dataset: Hub id of the data set, if it was one.
         scores: what was measured, in words -> how much.
+        adapter_type: of the adapter.
+        example: a prompt, where no sample picture has one.
     """
 
     name: str
@@ -60,15 +69,23 @@ class CardFacts:
     licence: Mapping[str, str] = field(default_factory=dict)
     dataset: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    adapter_type: str = "lora"
+    example: str = "a picture"
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether there is an adapter that diffusers loads."""
+        return self.adapter is not None and self.adapter_type in READ_BY_DIFFUSERS
 
     @property
     def kind(self) -> str:
         """What it is, in words."""
         if self.model:
             return "A fine-tuned model, made from"
+        adapter = TYPE_NAMES.get(self.adapter_type, self.adapter_type)
         if self.words and self.adapter:
-            return "A learned word and a LoRA adapter for"
-        return "A learned word for" if self.words else "A LoRA adapter for"
+            return f"A learned word and a {adapter} adapter for"
+        return "A learned word for" if self.words else f"A {adapter} adapter for"
 
 
 def render_card(facts: CardFacts) -> str:
@@ -83,7 +100,7 @@ def render_card(facts: CardFacts) -> str:
         "base_model": facts.base_model,
         "base_model_relation": "finetune" if facts.model else "adapter",
         "library_name": "diffusers",
-        "tags": [*TAGS, *LORA_TAGS * bool(facts.adapter), *WORD_TAGS * bool(facts.words)],
+        "tags": [*TAGS, *_tags(facts)],
         **facts.licence,
     }
     if facts.dataset:
@@ -105,6 +122,7 @@ def render_card(facts: CardFacts) -> str:
         base_path=facts.model or (base if on_hub else f"path/to/{base}"),
         flag="--pretrained_model_name_or_path model" if facts.model else "--adapter .",
         load=_load_lines(facts),
+        imports="" if facts.is_lora or not facts.adapter else "import scumble\n",
         images="\n".join(f"![{_cell(text)}](./{url})" for text, url in shown),
         settings="\n".join(settings),
         parameters=f"{facts.parameters:,}",
@@ -112,17 +130,24 @@ def render_card(facts: CardFacts) -> str:
         pictures=f"{facts.pictures} pictures" + (f" of {data}" if facts.dataset else ""),
         elsewhere=_elsewhere(facts),
         scores=f"{scores[0].upper()}{scores[1:]}.\n\n" if scores else "",
-        prompt=facts.prompts[0] if facts.prompts else "a picture",
+        prompt=facts.prompts[0] if facts.prompts else _cell(facts.example),
         versions=", ".join(f"{name} {number}" for name, number in facts.versions.items()),
     )
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n{body}"
 
 
+def _tags(facts: CardFacts) -> list[str]:
+    adapter = LORA_TAGS if facts.is_lora else OTHER_TAGS
+    return [*adapter * bool(facts.adapter), *WORD_TAGS * bool(facts.words)]
+
+
 def _load_lines(facts: CardFacts) -> str:
-    """How diffusers puts the files on top of the pipeline."""
+    """How the files come on top of a pipeline of diffusers."""
     lines = []
-    if facts.adapter:
+    if facts.is_lora:
         lines.append(f'pipe.load_lora_weights(".", weight_name="{facts.adapter}")')
+    elif facts.adapter:
+        lines.append('scumble.load_adapter(pipe, ".")  # diffusers itself does not read this type')
     if facts.words:
         lines.append(f'pipe.load_textual_inversion(".", weight_name="{facts.words}")')
     return "".join(f"{line}\n" for line in lines)
@@ -155,6 +180,7 @@ def card_for_hub(text: str, repo_id: str) -> str:
     places = {
         "generate --adapter . ": f"generate --adapter {repo_id} ",
         '("."': f'("{repo_id}"',
+        '(pipe, ".")': f'(pipe, "{repo_id}")',
         "generate --pretrained_model_name_or_path model ": "generate "
         f"--pretrained_model_name_or_path {repo_id} ",
         'from_pretrained("model"': f'from_pretrained("{repo_id}"',

@@ -186,6 +186,8 @@ def write_card(
         licence=licence_of(workshop.components.base),
         dataset=dataset if dataset is not None and hub_name(dataset) else None,
         scores=scores,
+        adapter_type=config.adapter_type,
+        example=_example(workshop),
     )
     write_atomically(folder / CARD_NAME, render_card(facts).encode())
 
@@ -200,11 +202,16 @@ def report_files(workshop: Workshop, result: Path, folder: Path) -> None:
     for name in (WEIGHT_NAME, EMBEDS_NAME, "before_after.png", "loss_curve.png", "README.md"):
         if (folder / name).is_file() and folder / name != result:
             console.say(f"         {folder / name}")
-    captions = (c for e in workshop.gathered.train.examples for c in e.captions if c)
-    words = trigger_phrase(workshop) or next(captions, "...")
+    words = _example(workshop)
     flag = "--pretrained_model_name_or_path" if result.is_dir() else "--adapter"
     place = result if result.is_dir() else folder
     console.say(f'draw with it: scumble generate {flag} {place} --prompt "{words}"')
+
+
+def _example(workshop: Workshop) -> str:
+    """A prompt that what was learnt answers to."""
+    captions = (c for e in workshop.gathered.train.examples for c in e.captions if c)
+    return trigger_phrase(workshop) or next(captions, "...")
 
 
 def _save_png(image: Image, path: Path) -> None:
