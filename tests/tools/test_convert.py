@@ -50,6 +50,8 @@ def test_it_goes_to_another_format_and_back(convert: Callable, file: Path, out: 
     back = out.with_name("back.safetensors")
     assert convert(out, "--format", "peft", "--output", back)[0] == 0
     assert load_file(back).keys() == load_file(file).keys()
+    assert "sshs_model_hash" in scumble.read_adapter(out).metadata
+    assert not any("hash" in key for key in scumble.read_adapter(back).metadata)
     assert scumble.diff_adapters(file, back).is_equal
 
 

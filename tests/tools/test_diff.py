@@ -99,6 +99,17 @@ def test_layers_of_one_file_alone_are_named(diff: Callable, first: Path, tmp_pat
     assert f"only in second  unet.{CONV}" in diff(first, second)[1]
 
 
+def test_a_layer_that_changes_nothing_does_what_none_does(
+    diff: Callable, first: Path, tmp_path: Path
+) -> None:
+    idle = lora()
+    idle.tensors["up"].zero_()
+    second = saved(sample(**{CONV: idle}), tmp_path / "second.safetensors")
+    code, page, _ = diff(first, second)
+    assert code == 0
+    assert "The files do the same, exactly." in page
+
+
 def test_other_dtypes_ranks_and_types_are_counted(
     diff: Callable, first: Path, tmp_path: Path
 ) -> None:

@@ -190,6 +190,18 @@ def test_types_without_a_rank_have_none(tmp_path: Path) -> None:
     assert found.norm == pytest.approx(4.0)
 
 
+def test_a_lokr_of_whole_factors_has_no_rank(tmp_path: Path) -> None:
+    stem = f"lora_unet_{TO_Q.replace('.', '_')}"
+    whole = {f"{stem}.lokr_w1": torch.ones(2, 2), f"{stem}.lokr_w2": torch.ones(4, 4)}
+    save_file(whole | {f"{stem}.alpha": torch.tensor(8.0)}, tmp_path / "w.safetensors")
+    (found,) = scumble.inspect_adapter(tmp_path / "w.safetensors").modules
+    assert (found.type, found.rank, found.alpha) == ("lokr", None, None)
+    thin = {f"{stem}.lokr_w2_a": torch.ones(4, 1), f"{stem}.lokr_w2_b": torch.ones(1, 4)}
+    save_file({f"{stem}.lokr_w1": torch.ones(2, 2)} | thin, tmp_path / "t.safetensors")
+    (found,) = scumble.inspect_adapter(tmp_path / "t.safetensors").modules
+    assert found.rank == 1
+
+
 def test_every_layer_is_listed_when_asked_for(inspect: Callable, file: Path) -> None:
     assert f"unet.{TO_K}" not in inspect(file)[1]
     assert f"unet.{TO_K}" in inspect(file, "--modules")[1]

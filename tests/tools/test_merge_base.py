@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -135,7 +136,8 @@ def test_a_folder_keeps_its_number_format_and_all_its_files(
     def files(folder: Path) -> set[str]:
         return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
-    assert files(out) == files(base) - {"unet/diffusion_pytorch_model.fp16.safetensors"}
+    kept = files(base) - {"unet/diffusion_pytorch_model.fp16.safetensors"}
+    assert files(out) == kept | {"README.md"}
     assert "left out: unet/diffusion_pytorch_model.fp16.safetensors" in outcome.lines
     with open_streamed([out / "unet" / "diffusion_pytorch_model.safetensors"]) as weights:
         assert {entry.dtype for entry in weights.entries.values()} == {torch.float16}
@@ -146,6 +148,16 @@ def test_a_folder_keeps_its_number_format_and_all_its_files(
     same = "vae/diffusion_pytorch_model.safetensors"
     got, was = load_file(out / same), load_file(base / same)
     assert all(torch.equal(got[name], tensor) for name, tensor in was.items())
+
+
+def test_a_merged_base_has_a_card_of_its_own(tiny_pipeline: Any, out: Path) -> None:
+    weights = made.weights(tiny_pipeline)
+    scumble.merge_files([(weights, 0.5)], out, base="scumble-tiny")
+    card = ModelCard.load(out / "README.md")
+    assert card.data.base_model == "scumble-tiny"
+    assert card.data.to_dict()["base_model_relation"] == "merge"
+    assert "| `adapter 1` | 0.5 |" in card.text
+    assert "# out" in card.text or f"# {out.name}" in card.text
 
 
 def test_a_variant_is_read_and_written_without_its_name(

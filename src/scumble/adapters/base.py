@@ -180,6 +180,11 @@ class Adapter(nn.Module, ABC):
         return set(names) == set(cls.file_names)
 
     @classmethod
+    def is_ranked(cls, names: Set[str]) -> bool:  # noqa: ARG003
+        """Whether tensors of these parameter names have a bottleneck between them."""
+        return cls.has_rank
+
+    @classmethod
     @abstractmethod
     def rank_of(cls, tensors: Mapping[str, Tensor]) -> int:
         """Read the rank off the shapes of a file's tensors (parameter name -> tensor).

@@ -61,6 +61,11 @@ class LoKr(Adapter):
     def _is_thin(self) -> bool:
         return hasattr(self, "w1_b") or hasattr(self, "w2_b")
 
+    @classmethod
+    def is_ranked(cls, names: Set[str]) -> bool:
+        """Whether one of the factors is a thin product."""
+        return not names.isdisjoint({"w1_b", "w2_b"})
+
     @property
     def scale(self) -> float:
         """Factor of the change: alpha / rank; 1 where both factors are whole."""

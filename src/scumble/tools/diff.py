@@ -12,7 +12,7 @@ from scumble import console
 from scumble.adapters import ADAPTERS
 from scumble.errors import UserError
 from scumble.formats.weights import AdapterWeights, ModuleWeights
-from scumble.tools.changes import distance
+from scumble.tools.changes import distance, norm_of
 from scumble.tools.number_formats import dtype_name
 from scumble.tools.reading import Opened, open_adapter
 
@@ -166,7 +166,10 @@ def _module(
 ) -> ModuleDifference:
     if a is None or b is None:
         side: Side = "second" if a is None else "first"
-        return ModuleDifference(*place, side, {}, None, is_equal=False)
+        alone = a or b
+        # What changes nothing does what is not there does.
+        is_idle = alone is not None and norm_of(alone) == 0
+        return ModuleDifference(*place, side, {}, None, is_equal=is_idle)
     try:
         apart = distance(a, b)
     except UserError as error:

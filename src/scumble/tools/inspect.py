@@ -187,7 +187,7 @@ def _inspected(
     component: str, module: str, entry: ModuleWeights, norm: float | None
 ) -> InspectedModule:
     tensors: list[Tensor] = list(entry.tensors.values())
-    has_rank = ADAPTERS[entry.type].has_rank
+    has_rank = ADAPTERS[entry.type].is_ranked(entry.tensors.keys())
     return InspectedModule(
         component=component,
         module=module,

@@ -16,6 +16,7 @@ from scumble.families import BaseModel
 from scumble.families.fingerprint import FINGERPRINT, fingerprint
 from scumble.formats import AdapterWeights, LearnedToken, write_adapter
 from scumble.formats.files import EMBEDS_NAME
+from scumble.hub.card import CARD_NAME
 from scumble.tools.base_checkpoint import checkpoint_file
 from scumble.tools.base_files import write_files
 from scumble.tools.base_folder import folder_files, write_beside
@@ -24,7 +25,7 @@ from scumble.tools.combine import Part, Recipe
 from scumble.tools.deltas import adapter_of
 from scumble.tools.edits import Edit
 from scumble.tools.output import refuse_existing
-from scumble.tools.provenance import merged_from, tokens_of
+from scumble.tools.provenance import merged_card, merged_from, tokens_of
 from scumble.tools.replaced import replaced
 from scumble.tools.sources import Loaded, layers_of
 from scumble.tools.table import counted
@@ -86,6 +87,8 @@ def merge_into_base(sources: Sequence[Loaded], recipe: Recipe, target: Target) -
             with replaced(path) as folder:
                 folder.mkdir()
                 write_beside(weights, folder)
+                card = merged_card(path.name, target.base, sources)
+                (folder / CARD_NAME).write_text(card, "utf-8")
                 write_files(files, folder, note)
                 _write_tokens(weights, tokens, folder / words.name)
     if tokens:

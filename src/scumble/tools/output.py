@@ -16,6 +16,9 @@ from scumble.tools.replaced import new_parents
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+HASHES = ("sshs_", "modelspec.hash")
+"""How metadata begins that is true of one file alone; the format that has it makes it anew."""
+
 DESCRIBED = "kohya"
 """The format whose programs look for a description and a picture beside the file."""
 
@@ -85,6 +88,8 @@ def write_output(
     Raises:
         UserError: the format cannot hold the adapter, or the folder cannot be written.
     """
+    kept = {k: v for k, v in weights.metadata.items() if not k.startswith(HASHES)}
+    weights = replace(weights, metadata=kept)
     if format == DESCRIBED:
         weights = _named(weights, path.stem)
     with new_parents(path):

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from scumble.errors import UserError
+from scumble.families import BaseModel
 from scumble.families.fingerprint import FINGERPRINT
 from scumble.formats import LearnedToken
+from scumble.hub.licence import licence_of
 from scumble.tools.combine import Recipe
 from scumble.tools.notes import PHRASES
 from scumble.tools.sources import Loaded
@@ -41,6 +43,37 @@ def merged_from(sources: Sequence[Loaded], recipe: Recipe) -> str:
     """What a merge was made of, as JSON for its metadata: names of files, never their folders."""
     how = {} if recipe.method == "sum" else asdict(recipe)
     return json.dumps([_described(source) | how for source in sources])
+
+
+def merged_card(name: str, base: BaseModel, sources: Sequence[Loaded]) -> str:
+    """The card of a base that adapters were merged into: it is no longer what the base's card says.
+
+    Args:
+        name: of the new base.
+        base: that it was.
+        sources: what was merged into it.
+    """
+    import yaml
+
+    header = {
+        "base_model": base.public_name,
+        "base_model_relation": "merge",
+        "library_name": "diffusers",
+        "tags": ["text-to-image", "diffusers", "merge"],
+        **licence_of(base),
+    }
+    rows = [f"| `{source.name}` | {source.strength:g} | {_phrase(source)} |" for source in sources]
+    lines = [
+        f"# {name}",
+        "",
+        f"{base.public_name} with adapters merged into its weights:",
+        "",
+        "| adapter | strength | trigger words |",
+        "|---|---|---|",
+        *rows,
+    ]
+    front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n" + "\n".join(lines) + "\n"
 
 
 def merged_metadata(
