@@ -120,6 +120,7 @@ def run_page(page: Path, folder: Path) -> None:
         assert run.returncode == 0, f"{page.name}:{block.line}\n{block.text}\n{output}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_every_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     copy_examples(tmp_path)
