@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -26,6 +26,13 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+LONG_PAGES = {
+    "docs/how-to/choose_an_adapter_type.md",
+    "docs/how-to/fine_tune_the_training.md",
+    "docs/how-to/fit_a_small_card.md",
+    "docs/how-to/teach_a_subject.md",
+    "docs/how-to/teach_a_word.md",
+}
 OTHER_SPELLINGS = {"sh", "shell", "console", "zsh", "py", "python3", "pycon"}
 
 FENCE = re.compile(
@@ -120,8 +127,13 @@ def run_page(page: Path, folder: Path) -> None:
         assert run.returncode == 0, f"{page.name}:{block.line}\n{block.text}\n{output}"
 
 
+def as_case(page: Path) -> Any:
+    """A page that trains several times is left to the long tests."""
+    return pytest.param(page, marks=pytest.mark.long if page_name(page) in LONG_PAGES else ())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=page_name)
+@pytest.mark.parametrize("page", map(as_case, PAGES), ids=map(page_name, PAGES))
 def test_every_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     copy_examples(tmp_path)
     run_page(page, tmp_path)

@@ -56,6 +56,7 @@ LEFT = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("script", COMMANDS)
 def test_the_scripts_own_command(script: str, tmp_path: Path) -> None:

@@ -171,6 +171,7 @@ for wrong in sys.argv[3:]:
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_base_of_the_hub_is_fetched_whole_with_its_revision_and_kept(
     place, tiny_folder, tmp_path

@@ -105,6 +105,7 @@ Queue(pathlib.Path(sys.argv[1])).add(TrainConfig(
     assert any(f"step {stopped.step}" in line for line in queue.job("long").output())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_goes_on_without_its_runner_and_the_next_waits_for_it(
     queue: Queue, settings: Callable[..., TrainConfig]

@@ -229,6 +229,7 @@ def bench(name: str, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ours_is_timed_from_a_warm_cache(tmp_path: Path) -> None:
     output, page = tmp_path / "result.json", tmp_path / "page.md"
@@ -262,6 +263,7 @@ def test_the_baseline_runs_beside_ours(precision: str, tmp_path: Path) -> None:
     assert works["scumble"]["trained_dtypes"] == ["float32"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_grid_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     words = ["--work", str(tmp_path), "--base", "tiny", "--resolutions", "64", "--steps", "3"]

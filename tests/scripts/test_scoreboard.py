@@ -184,6 +184,7 @@ def scoreboard(work: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_a_job_with_a_score_is_not_done_again(tmp_path: Path) -> None:
     assert "1 of 1 jobs to do" in scoreboard(tmp_path, "--only", "style_neon/base")
     score = tmp_path / "style_neon" / "base" / "0" / "score.json"

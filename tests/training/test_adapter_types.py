@@ -100,6 +100,7 @@ def test_the_file_holds_what_was_trained(kind, make_config, tmp_path, monkeypatc
             assert trained.delta(weight).any()
 
 
+@pytest.mark.long
 def test_the_leanest_level_changes_no_number(new_kind, make_config, tmp_path):
     options = {**new_kind, **LARGE, "max_train_steps": 3}
     scumble.train(make_config(**options, memory="off", output_dir=str(tmp_path / "plain")))
@@ -107,6 +108,7 @@ def test_the_leanest_level_changes_no_number(new_kind, make_config, tmp_path):
     assert losses(tmp_path / "lean") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
 
 
+@pytest.mark.long
 def test_over_a_quantised_base_it_starts_from_the_same_loss(new_kind, make_config, tmp_path):
     options = {"base_precision": "int8", "learning_rate": 5e-3, "max_train_steps": 3}
     scumble.train(make_config(**options, output_dir=str(tmp_path / "lora")))
@@ -222,6 +224,7 @@ def test_what_a_type_cannot_do_is_said_before_the_long_work(
     assert not (tmp_path / "out" / "log.jsonl").exists()
 
 
+@pytest.mark.long
 def test_text_encoders_carry_every_type(new_kind, make_config):
     options = {"train_text_encoder": True, "max_train_steps": 2, "text_encoder_lr": 1e-2}
     file = scumble.train(make_config(**new_kind, **options)).adapter

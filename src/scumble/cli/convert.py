@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from scumble import console
 from scumble.cli.flags import parse_flags
 from scumble.config.tools import ConvertFields, ReadFields, WriteFields
+from scumble.imports import uncollected
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -20,7 +21,8 @@ def main(arguments: Sequence[str]) -> None:
         "Write an adapter file in the format of another program. What it does stays the same.",
         positionals={"file": "FILE"},
     )
-    from scumble.tools.convert import convert_adapter
+    with uncollected():
+        from scumble.tools.convert import convert_adapter
 
     outcome = convert_adapter(flags.pop("file"), **flags)
     for line in outcome.lines:

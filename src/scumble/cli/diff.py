@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from scumble import console
 from scumble.cli.flags import parse_flags
 from scumble.config.tools import DiffFields, ReadFields
+from scumble.imports import uncollected
 
 EXIT_SAME, EXIT_DIFFERENT, EXIT_TROUBLE = 0, 1, 2
 
@@ -27,7 +28,8 @@ def main(arguments: Sequence[str]) -> int:
         "they do the same,\n1 if they differ, 2 if one cannot be read.",
         positionals={"first": "FIRST", "second": "SECOND"},
     )
-    from scumble.tools.diff import diff_adapters
+    with uncollected():
+        from scumble.tools.diff import diff_adapters
 
     as_json = flags.pop("json")
     found = diff_adapters(**flags)

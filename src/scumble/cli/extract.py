@@ -6,6 +6,7 @@ from scumble import console
 from scumble.cli.flags import parse_flags
 from scumble.config.merging import ExtractFields
 from scumble.config.tools import WriteFields
+from scumble.imports import uncollected
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -20,8 +21,9 @@ def main(arguments: Sequence[str]) -> None:
         "scumble extract",
         "Write a LoRA that does what fine-tuning a whole model did.",
     )
-    from scumble.families import locate
-    from scumble.tools.extract import extract_adapter
+    with uncollected():
+        from scumble.families import locate
+        from scumble.tools.extract import extract_adapter
 
     options = ("revision", "variant", "prediction_type", "cache_dir")
     where = {option: flags.pop(option) for option in options}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from scumble import console
 from scumble.cli.flags import parse_flags
 from scumble.config.tools import InspectFields, PickleFields
+from scumble.imports import uncollected
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -21,7 +22,8 @@ def main(arguments: Sequence[str]) -> None:
         "Show what an adapter file is and what is in it. Nothing is loaded or changed.",
         positionals={"file": "FILE"},
     )
-    from scumble.tools.inspect import inspect_adapter
+    with uncollected():
+        from scumble.tools.inspect import inspect_adapter
 
     found = inspect_adapter(
         flags["file"],

@@ -7,6 +7,7 @@ from scumble.cli.flags import parse_flags
 from scumble.config.merging import BaseFields, MergeFields
 from scumble.config.tools import ReadFields
 from scumble.errors import UserError
+from scumble.imports import uncollected
 
 OPTIONS = ("revision", "variant", "prediction_type", "cache_dir")
 """What else is said of the base."""
@@ -25,9 +26,10 @@ def main(arguments: Sequence[str]) -> None:
         "Merge adapters into one adapter, or with --base into a base model.",
         positionals={"sources": "ADAPTER[:STRENGTH]"},
     )
-    from scumble.families import locate
-    from scumble.tools.merge import merge_files
-    from scumble.tools.sources import Source, parse_factors
+    with uncollected():
+        from scumble.families import locate
+        from scumble.tools.merge import merge_files
+        from scumble.tools.sources import Source, parse_factors
 
     name = flags.pop("base")
     where = {option: flags.pop(option) for option in OPTIONS}

@@ -6,6 +6,7 @@ from scumble import console
 from scumble.cli.flags import parse_flags
 from scumble.config.merging import ResizeFields
 from scumble.config.tools import ReadFields, WriteFields
+from scumble.imports import uncollected
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -21,7 +22,8 @@ def main(arguments: Sequence[str]) -> None:
         "Write an adapter again with another rank.",
         positionals={"file": "FILE"},
     )
-    from scumble.tools.resize import resize_adapter
+    with uncollected():
+        from scumble.tools.resize import resize_adapter
 
     outcome = resize_adapter(flags.pop("file"), flags.pop("output"), flags.pop("rank"), **flags)
     for line in (*outcome.lines, str(outcome.path)):
