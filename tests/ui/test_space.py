@@ -114,9 +114,17 @@ def test_the_page_draws_with_the_adapter_and_shows_nothing_else(
     expect(page.get_by_role("tab")).to_have_count(0)
     page.locator("#more").get_by_role("button").first.click()
     expect(page.locator("#base")).to_have_count(0)
+    page.wait_for_load_state("networkidle")
     for label, value in (("Steps", "2"), ("Guidance", "2")):
-        page.get_by_role("spinbutton", name=f"number input for {label}", exact=True).fill(value)
+        box = page.get_by_role("spinbutton", name=f"number input for {label}", exact=True)
+        box.fill(value)
         page.keyboard.press("Tab")
+        # The page may still be putting its own values in: the typed one has to stay.
+        page.wait_for_timeout(500)
+        if box.input_value() != value:
+            box.fill(value)
+            page.keyboard.press("Tab")
+        expect(page.get_by_role("slider", name=f"range slider for {label}")).to_have_value(value)
     page.get_by_role("button", name="Draw", exact=True).click()
     image = page.locator("#drawn img").first
     expect(image).to_be_visible()
