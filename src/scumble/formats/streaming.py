@@ -279,22 +279,22 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 def _replacing(path: Path) -> Iterator[Callable[[memoryview], None]]:
     """Give a function that writes to a file beside `path`, which takes its place at the end."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _told(path):
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Unbuffered, so that closing it has nothing left to write, which could fail again.
         file = temporary.open("wb", buffering=0)
 
     def write(content: memoryview) -> None:
-        with _told(path):
+        with write_errors(path):
             while len(content):
                 content = content[file.write(content) :]
 
     try:
         with file:
             yield write
-            with _told(path):
+            with write_errors(path):
                 os.fsync(file.fileno())
-        with _told(path):
+        with write_errors(path):
             temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -302,7 +302,12 @@ def _replacing(path: Path) -> Iterator[Callable[[memoryview], None]]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
+    """Say in our own words why a path cannot be written.
+
+    Raises:
+        UserError: where the system refuses what is done inside.
+    """
     try:
         yield
     except OSError as error:

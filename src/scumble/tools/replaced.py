@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
-from scumble.errors import UserError
+from scumble.formats.streaming import write_errors
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def replaced(path: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written.
     """
-    with _told(path), new_parents(path):
+    with write_errors(path), new_parents(path):
         holder = Path(mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         new, old = holder / "new", holder / "old"
         try:
@@ -48,12 +48,3 @@ def new_parents(path: Path) -> Iterator[None]:
             for folder in missing:
                 folder.rmdir()
         raise
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        hint = "Is the folder writable and the disk not full?"
-        raise UserError(f"cannot write {path}: {error.strerror}", hint) from error
