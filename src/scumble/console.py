@@ -3,7 +3,10 @@
 import os
 import re
 import sys
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TextIO, cast
+
+from scumble.redaction import redacted
 
 
 def is_main_process() -> bool:
@@ -16,11 +19,41 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def plain(text: str) -> str:
-    """Text as it may be printed, whatever file it comes from: control characters are spelled.
+    """Text as it may be printed: secrets hidden, control characters spelled out.
 
     As JSON spells them, so that JSON stays JSON.
     """
-    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", redacted(text))
+
+
+class _Redacting:
+    """A stream on which nobody can write a secret: no library, no warning, no traceback."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redacted(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def guard_output() -> None:
+    """Hide secrets in all that this process will ever print, whoever prints it.
+
+    And in its command line, which trackers send along. Not by sys.excepthook: it hears of no
+    warning, log line or thread, and of no library that prints an error before it raises.
+    """
+    if not isinstance(sys.stdout, _Redacting):
+        sys.stdout = cast(TextIO, _Redacting(sys.stdout))
+        sys.stderr = cast(TextIO, _Redacting(sys.stderr))
+    sys.argv[1:] = [redacted(word) for word in sys.argv[1:]]
 
 
 def say(text: str) -> None:

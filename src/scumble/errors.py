@@ -1,5 +1,7 @@
 """Errors that are the user's to fix: shown as one clear line, never as a traceback."""
 
+from scumble.redaction import redacted
+
 
 class UserError(Exception):
     """Something the user can put right: what is wrong, and what to do about it.
@@ -7,11 +9,12 @@ class UserError(Exception):
     The command line and the web page print it without a traceback and exit with code 1.
 
     Args:
-        message: what is wrong, naming the file, flag or key.
+        message: what is wrong, naming the file, flag or key; secrets in it are hidden.
         hint: what to do next, as a sentence.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message, hint = redacted(message), redacted(hint)
         super().__init__(f"{message}\n  {hint}" if hint else message)
         self.message = message
         self.hint = hint
@@ -26,6 +29,6 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of another library says, cut to its first line."""
-    lines = str(error).strip().splitlines()
+    """What an exception of another library says, cut to its first line, secrets hidden."""
+    lines = redacted(str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from scumble import console
+from scumble.config.sharing import SECRETS
 from scumble.errors import Stopped, UserError
+from scumble.redaction import keep_secrets_of
 
 VERBS = {
     "train": "teach a base model from your own pictures",
@@ -33,8 +35,11 @@ EXIT_USER_ERROR, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit: 0 done, 1 a user's error, 2 bad usage, 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    keep_secrets_of(words, SECRETS)  # before anybody can print them
+    console.guard_output()
     try:
-        sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+        sys.exit(run(words))
     except BrokenPipeError:
         # Whoever read the output has read enough, as in `scumble train full --help | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

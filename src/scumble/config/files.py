@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from scumble.config.sharing import SECRETS
 from scumble.errors import UserError
+from scumble.redaction import keep_secret
 
 
 def read_config_file(path: str | Path, known: Iterable[str]) -> dict[str, Any]:
@@ -37,6 +39,8 @@ def read_config_file(path: str | Path, known: Iterable[str]) -> dict[str, Any]:
         if key in settings:
             raise UserError(f"{path.name}: the key '{key}' stands twice")
         settings[key] = value
+        if key in SECRETS:
+            keep_secret(value)
     return settings
 
 

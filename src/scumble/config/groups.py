@@ -3,7 +3,7 @@
 The docstring under a field is its help text everywhere. Spellings are those of diffusers' scripts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -264,5 +264,6 @@ class ReportFields:
     folder if not given."""
     hub_private: bool = False
     """Make the repository visible to you alone."""
-    hub_token: str | None = None
-    """Token for the upload. Better: log in once with hf auth login, or put it into HF_TOKEN."""
+    hub_token: str | None = field(default=None, repr=False)
+    """Token for the upload. Better: log in once with hf auth login, or put it into HF_TOKEN, where
+    no list of processes shows it."""

@@ -1,13 +1,14 @@
 """The options of `scumble push`, and what of a run's settings may be shared."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from scumble.errors import UserError
+from scumble.redaction import redacted
 
-SECRETS = ("hub_token",)
+SECRETS = ("hub_token", "auth")
 """Settings that are written nowhere."""
 LOCAL_PATHS = (
     "output_dir",
@@ -38,8 +39,9 @@ class PushFields:
     given. It is made if it is not there."""
     private: bool = False
     """Make the repository visible to you alone. One that is public already is refused."""
-    hub_token: str | None = None
-    """Token to push with. Better: log in once with hf auth login, or put it into HF_TOKEN."""
+    hub_token: str | None = field(default=None, repr=False)
+    """Token to push with. Better: log in once with hf auth login, or put it into HF_TOKEN, where no
+    list of processes shows it."""
     message: str = "Push with scumble"
     """What the repository's history says of it."""
 
@@ -49,7 +51,7 @@ class PushFields:
 
 
 def shareable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of some settings is worth sharing: no token, and no path of this machine.
+    """What of some settings is worth sharing: no secret, and no path of this machine.
 
     A base or data set that lies on this machine is called by the last part of its path.
     """
@@ -58,8 +60,10 @@ def shareable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_folders(value: Any) -> Any:
-    if not isinstance(value, str) or not is_local(value):
+    if not isinstance(value, str):
         return value
+    if not is_local(value):
+        return redacted(value)
     return PureWindowsPath(value).name  # it parts at either slash
 
 

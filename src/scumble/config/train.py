@@ -27,6 +27,7 @@ from scumble.config.method_groups import (
     TokenFields,
 )
 from scumble.config.sharing import SECRETS, shareable
+from scumble.redaction import keep_secret, redacted
 
 WORD_LISTS = (
     "target_modules",
@@ -62,6 +63,7 @@ class TrainConfig(
     """What is taught, and how: the word after `scumble train`."""
 
     def __post_init__(self) -> None:
+        keep_secret(self.hub_token)
         for name in WORD_LISTS:
             value = getattr(self, name) or ()
             words = value if isinstance(value, str) else " ".join(value)
@@ -136,11 +138,15 @@ class TrainConfig(
         return shareable(self.changed())
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings that the method has, as plain values for JSON, the Hub token left out."""
+        """The settings that the method has, as plain values for JSON, secrets left out."""
         settings = asdict(self)
         own = {"method", *field_names(self.method)} - set(SECRETS)
         settings |= {name: list(settings[name]) for name in WORD_LISTS}
-        return {name: value for name, value in settings.items() if name in own}
+        return {
+            name: redacted(value) if isinstance(value, str) else value
+            for name, value in settings.items()
+            if name in own
+        }
 
 
 def field_names(method: str) -> list[str]:

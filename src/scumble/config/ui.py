@@ -1,9 +1,10 @@
 """The options of `scumble ui`; the docstring under a field is its help text everywhere."""
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from scumble.errors import UserError
+from scumble.redaction import keep_secret
 
 
 @dataclass(kw_only=True)
@@ -19,7 +20,7 @@ class UiConfig:
     """Port of the page; 0 takes any that is free."""
     host: str = "127.0.0.1"
     """Address to listen at. Any other than this machine's own needs --auth."""
-    auth: str | None = None
+    auth: str | None = field(default=None, repr=False)
     """USER:PASSWORD that visitors must give. Better in the environment, where no list of processes
     shows it: SCUMBLE_UI_AUTH."""
     generate_only: bool = False
@@ -30,6 +31,7 @@ class UiConfig:
     """Open the page in the browser once it is ready."""
 
     def __post_init__(self) -> None:
+        keep_secret(self.auth)
         self.allow = tuple(self.allow)
         if not 0 <= self.port < 2**16:
             raise UserError(f"--port must be from 0 to 65535, not {self.port}")

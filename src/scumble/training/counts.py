@@ -11,13 +11,17 @@ from pathlib import Path
 from torch import nn
 
 from scumble.config import TrainConfig
+from scumble.config.sharing import SECRETS
 from scumble.data.cache import content_key
 from scumble.errors import UserError
 from scumble.formats.container import write_atomically
 from scumble.lean.count import Count
 from scumble.training.denoising import Samples
 
-UNIMPORTANT = ("output_dir", "logging_dir", "resume_from_checkpoint", "max_train_steps")
+UNIMPORTANT = (
+    *("output_dir", "logging_dir", "resume_from_checkpoint", "max_train_steps"),
+    *SECRETS,
+)
 """Options that change no step's cost and are often changed."""
 
 
