@@ -16,8 +16,8 @@ from scumble.families import text_encoders
 from scumble.training.held_out import HeldOut
 from scumble.training.loop import train_steps
 from scumble.training.methods import METHODS
+from scumble.training.opening import open_workshop
 from scumble.training.optimizers import Update
-from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
 from scumble.training.sitting import Sitting
 from scumble.training.taught import together

@@ -6,8 +6,8 @@ from peft import LoraConfig
 
 import scumble
 from scumble.training.methods import METHODS
+from scumble.training.opening import open_workshop
 from scumble.training.optimizers import Update
-from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
 
 STEPS, RATE = 10, 1e-3

@@ -20,7 +20,7 @@ from scumble.cli.main import run
 from scumble.errors import Stopped, UserError
 from scumble.training import sitting
 from scumble.training.methods import METHODS
-from scumble.training.run import open_workshop
+from scumble.training.opening import open_workshop
 from scumble.training.runtime import prepare_runtime
 
 WEIGHTS = "pytorch_lora_weights.safetensors"

@@ -14,7 +14,7 @@ from scumble.training import counts, forecast
 from scumble.training import encoders as encoders_module
 from scumble.training.encoders import encoders_of, model_key
 from scumble.training.methods import METHODS
-from scumble.training.run import open_workshop
+from scumble.training.opening import open_workshop
 from scumble.training.runtime import prepare_runtime
 
 

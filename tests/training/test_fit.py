@@ -17,7 +17,7 @@ from scumble.training import forecast as forecast_module
 from scumble.training.fit import fit, memory_explained, way_out
 from scumble.training.forecast import foretell, free_bytes
 from scumble.training.methods import METHODS
-from scumble.training.run import open_workshop
+from scumble.training.opening import open_workshop
 from scumble.training.runtime import prepare_runtime
 
 LIVE = {"train_text_encoder": True}

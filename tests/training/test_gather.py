@@ -11,9 +11,10 @@ from scumble.data.cache import TensorStore
 from scumble.errors import UserError
 from scumble.families import Components, family_of, locate
 from scumble.training.encoders import encoders_of
-from scumble.training.gather import gather_data, training_sizes
+from scumble.training.find import training_sizes
+from scumble.training.gather import gather_data
+from scumble.training.opening import open_workshop
 from scumble.training.resident import Resident
-from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
 
 

@@ -12,7 +12,7 @@ import scumble
 from scumble.errors import Stopped, UserError
 from scumble.training.held_out import NOISE_LEVELS, Choice, HeldOut, stratified
 from scumble.training.methods import METHODS
-from scumble.training.run import open_workshop
+from scumble.training.opening import open_workshop
 from scumble.training.runtime import prepare_runtime
 from scumble.training.sitting import Sitting
 

@@ -11,7 +11,7 @@ import scumble
 from scumble.diffusion.weighting import MIN_AREA, masked_mean
 from scumble.errors import UserError
 from scumble.training.methods import METHODS
-from scumble.training.run import open_workshop
+from scumble.training.opening import open_workshop
 from scumble.training.runtime import prepare_runtime
 
 

@@ -14,8 +14,8 @@ from scumble.training import class_pictures
 from scumble.training.denoising import Denoising
 from scumble.training.loop import train_steps
 from scumble.training.methods import METHODS
+from scumble.training.opening import open_workshop
 from scumble.training.optimizers import Update
-from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
 from scumble.training.words import trigger_phrase
 

@@ -8,8 +8,8 @@ import torch
 import scumble
 from scumble.errors import UserError
 from scumble.training.methods import METHODS
+from scumble.training.opening import open_workshop
 from scumble.training.phase import Phase
-from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
 
 

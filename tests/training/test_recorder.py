@@ -19,12 +19,11 @@ from scumble.training import recorder as recorder_module
 from scumble.training.forecast import _on_meta
 from scumble.training.loop import train_steps
 from scumble.training.methods import METHODS
+from scumble.training.opening import open_workshop
 from scumble.training.optimizers import Update
 from scumble.training.phase import Phase
-from scumble.training.recorder import WARM_UP_STEPS, Recorded
-from scumble.training.run import open_workshop
+from scumble.training.recorder import WARM_UP_STEPS, Recorded, recorder_for
 from scumble.training.runtime import prepare_runtime
-from scumble.training.sitting import recorder_for
 
 CPU = torch.device("cpu")
 
@@ -176,7 +175,7 @@ def chosen_recorder(make_config: Any, monkeypatch: pytest.MonkeyPatch, **options
     config = make_config(**options)
     workshop = open_workshop(config, prepare_runtime(config))
     phase: Phase = METHODS[config.method](workshop)[0]
-    monkeypatch.setattr("scumble.training.sitting.CudaRecorder", lambda device: device.type)
+    monkeypatch.setattr("scumble.training.recorder.CudaRecorder", lambda device: device.type)
 
     class OnGpu:
         device = torch.device("cuda")

@@ -19,7 +19,7 @@ from scumble.families import FAMILIES
 from scumble.formats import AdapterWeights, ModuleWeights
 from scumble.training.journal import NotFiniteError
 from scumble.training.methods import METHODS
-from scumble.training.run import open_workshop
+from scumble.training.opening import open_workshop
 from scumble.training.runtime import prepare_runtime
 
 

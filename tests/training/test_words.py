@@ -12,8 +12,8 @@ from scumble.formats import read_adapter
 from scumble.training import runtime
 from scumble.training.loop import train_steps
 from scumble.training.methods import METHODS
+from scumble.training.opening import open_workshop
 from scumble.training.optimizers import Update
-from scumble.training.run import open_workshop
 from scumble.training.runtime import prepare_runtime
 from scumble.training.sitting import Sitting
 from scumble.training.words import table_norms, trigger_phrase

@@ -54,10 +54,19 @@ class Checkpoint:
     data_digest: str
 
     def training_state(self) -> dict[str, Any]:
-        """What was given to `CheckpointWriter.write`."""
-        state: dict[str, Any] = torch.load(
-            self.folder / STATE, map_location="cpu", weights_only=True
-        )
+        """What was given to `CheckpointWriter.write`.
+
+        Raises:
+            UserError: it is something else; nothing of it was run.
+        """
+        path = self.folder / STATE
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch's own text advises to switch the protection off
+            reason = "it is damaged, or holds more than tensors; nothing of it was run"
+            raise UserError(f"{path} cannot be read: {reason}", ANOTHER) from error
+        if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
+            raise UserError(f"{path} holds no state of a training", ANOTHER)
         return state
 
     def differences(self, config: TrainConfig) -> list[str]:

@@ -15,6 +15,8 @@ from torch import Tensor
 from scumble import console
 from scumble.errors import first_line
 from scumble.training.denoising import Samples
+from scumble.training.phase import Phase
+from scumble.training.workshop import Workshop
 
 Parts = Sequence[tuple[str, Samples]]
 """What a step computes on: (name of the loss, samples), in order."""
@@ -151,3 +153,22 @@ def _copied(samples: Samples) -> Samples:
 
 def _shapes(parts: Parts) -> tuple[Any, ...]:
     return tuple((name, *(tuple(t.shape) for t in _tensors(samples))) for name, samples in parts)
+
+
+def recorder_for(workshop: Workshop, phase: Phase) -> Recorder | None:
+    """What records the steps of a phase; None, saying why, where they are taken as usual."""
+    config, runtime = workshop.config, workshop.runtime
+    if runtime.device.type != "cuda" or not config.cuda_graph:
+        return None
+    reasons = {
+        "captions are encoded in every step": not workshop.texts.ready,
+        "each step drops other parts of the adapters": phase.dropouts.any,
+        "several processes train together": runtime.num_processes > 1,
+        "8-bit Adam works on the host too": config.use_8bit_adam,
+        "every weight learns": config.teaches_every_weight,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            console.say(f"steps are not recorded as CUDA graphs: {reason}")
+            return None
+    return CudaRecorder(runtime.device)

@@ -1,6 +1,5 @@
 """One sitting of a run: the loop, with saving, measuring and drawing between its steps."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,10 +7,11 @@ from typing import Any
 
 from scumble import console
 from scumble.config import given
-from scumble.errors import Stopped, UserError, first_line
+from scumble.errors import Stopped, first_line
 from scumble.training import results
 from scumble.training.average import Average, copy_into
-from scumble.training.checkpoints import BEST, Checkpoint, CheckpointWriter, open_checkpoint
+from scumble.training.best import remembered_choice, take_best
+from scumble.training.checkpoints import BEST, Checkpoint, CheckpointWriter
 from scumble.training.held_out import Choice, HeldOut
 from scumble.training.interrupts import StopRequest
 from scumble.training.journal import Journal, NotFiniteError
@@ -19,7 +19,7 @@ from scumble.training.loop import StepResult, train_steps
 from scumble.training.optimizers import Update
 from scumble.training.phase import Phase, phase_name
 from scumble.training.record import Record
-from scumble.training.recorder import CudaRecorder, Recorder
+from scumble.training.recorder import recorder_for
 from scumble.training.taught import together
 from scumble.training.validation import draw_samples, sample_prompts
 from scumble.training.workshop import Workshop
@@ -63,7 +63,7 @@ class Sitting:
         self.choice = Choice(config.early_stop)
         if "choice" in self.state:
             self.choice.load_state(self.state["choice"])
-            self._check_best()
+            self.choice = remembered_choice(self.choice, self.folder)
 
     @property
     def losses(self) -> list[float]:
@@ -74,12 +74,6 @@ class Sitting:
     def kept_step(self) -> int:
         """The step whose parameters are kept: the last, or the best on held-out pictures."""
         return int(self.record.facts.get("best_step", self.done))
-
-    @property
-    def measured(self) -> dict[str, float]:
-        """The best loss on held-out pictures, if there are such."""
-        best = self.choice.best_loss
-        return {"loss on held-out pictures": best} if math.isfinite(best) else {}
 
     @property
     def _is_over(self) -> bool:
@@ -103,7 +97,8 @@ class Sitting:
         if self.done == self.resumed_at and "average" in self.state:
             # Nothing was left to train: what is kept is still in the checkpoint.
             copy_into(self.taught.named_parameters(), self.state["average"])
-        self._take_best()
+        if self.held_out is not None:
+            self.record.facts |= take_best(self.choice, self.done, self.folder, self.taught)
         for phase in self.phases:
             phase.at_rest()
 
@@ -222,41 +217,6 @@ class Sitting:
                 name,
             )
 
-    def _check_best(self) -> None:
-        """Begin to choose anew where the best checkpoint is not the one that is remembered."""
-        if self.choice.best_step == 0:
-            return
-        try:
-            kept = open_checkpoint(self.folder / BEST).step
-        except UserError:
-            kept = None
-        if kept != self.choice.best_step:
-            console.say(
-                f"the best checkpoint, of step {self.choice.best_step}, has gone from "
-                f"{self.folder}: the next measurement counts as the best"
-            )
-            self.choice = Choice(self.choice.patience)
-
-    def _take_best(self) -> None:
-        """Put the checkpoint that did best on held-out pictures into the model."""
-        best = self.folder / BEST
-        if self.held_out is None or self.choice.best_step in (0, self.done):
-            return
-        try:
-            state = open_checkpoint(best).training_state()
-        except UserError as error:
-            console.say(f"the best checkpoint cannot be used, the last one is: {error.message}")
-            return
-        copy_into(self.taught.named_state(), state["parameters"] | state["average"])
-        console.say(
-            f"the result is that of step {self.choice.best_step}, the best on held-out pictures "
-            f"({self.choice.best_loss:.5f})"
-        )
-        self.record.facts |= {
-            "best_step": self.choice.best_step,
-            "held_out_loss": self.choice.best_loss,
-        }
-
     @contextmanager
     def _at_rest(self) -> Iterator[None]:
         for phase in self.phases:
@@ -278,22 +238,3 @@ class Sitting:
             self.journal.note({"step": self.done, "samples": names, "prompts": captions})
         except Exception as error:
             console.say(f"the sample pictures failed, training goes on: {first_line(error)}")
-
-
-def recorder_for(workshop: Workshop, phase: Phase) -> Recorder | None:
-    """What records the steps of a phase; None, saying why, where they are taken as usual."""
-    config, runtime = workshop.config, workshop.runtime
-    if runtime.device.type != "cuda" or not config.cuda_graph:
-        return None
-    reasons = {
-        "captions are encoded in every step": not workshop.texts.ready,
-        "each step drops other parts of the adapters": phase.dropouts.any,
-        "several processes train together": runtime.num_processes > 1,
-        "8-bit Adam works on the host too": config.use_8bit_adam,
-        "every weight learns": config.teaches_every_weight,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            console.say(f"steps are not recorded as CUDA graphs: {reason}")
-            return None
-    return CudaRecorder(runtime.device)

@@ -1,0 +1,97 @@
+"""Open a workshop: find the base, encode the data, load what trains."""
+
+from collections.abc import Sequence
+
+import torch
+
+from scumble import console
+from scumble.config import TrainConfig
+from scumble.data.cache import TensorStore
+from scumble.families import Components, Family, family_of, locate, text_encoders
+from scumble.lean.quantise import quantise
+from scumble.training.encoders import Encoders, encoders_of
+from scumble.training.fit import check_attention
+from scumble.training.gather import Gathered, gather_data
+from scumble.training.resident import Resident
+from scumble.training.runtime import Runtime
+from scumble.training.texts import EncodedTexts, LiveTexts, Texts, report_long
+from scumble.training.words import check_words, new_words
+from scumble.training.workshop import Workshop, adapter_maker, targets
+
+
+def open_workshop(config: TrainConfig, runtime: Runtime) -> Workshop:
+    """Find the base, encode the data, and load what trains once the rest is let go."""
+    base = locate(
+        config.pretrained_model_name_or_path,
+        revision=config.revision,
+        variant=config.variant,
+        prediction_type=config.prediction_type,
+        cache_dir=config.cache_dir,
+    )
+    family = family_of(base)
+    objective = family.objective(base).to(runtime.device)
+    check_attention(config)
+    if config.teaches_adapters:
+        adapter_maker(config)  # what is wrong with these is said before the long work
+        targets(config, family)
+    components = Components(base)
+    if config.encodes_in_every_step:
+        _load(family, components, list(text_encoders(family)), runtime, runtime.dtype)
+    if config.learns_words:
+        check_words(config, components, family)
+    resident = Resident(TensorStore(config.cache_folder), runtime.device)
+    encoders = encoders_of(config, family, components, runtime)
+    gathered = gather_data(config, encoders, resident)
+    texts = _texts(config, encoders, gathered)
+    denoiser = family.components[0]
+    _load_denoiser(config, family, components, runtime)
+    if config.gradient_checkpointing:
+        components[denoiser].enable_gradient_checkpointing()
+    return Workshop(config, runtime, family, components, objective, gathered, texts)
+
+
+def _load(
+    family: Family,
+    components: Components,
+    names: Sequence[str],
+    runtime: Runtime,
+    dtype: torch.dtype,
+) -> None:
+    family.load(components, names, dtype)
+    for name in names:
+        components[name].to(runtime.device)
+
+
+def _load_denoiser(
+    config: TrainConfig, family: Family, components: Components, runtime: Runtime
+) -> None:
+    """Load what trains, quantised on its way to the device where that is asked for."""
+    name = family.components[0]
+    family.load(components, [name], runtime.dtype)
+    if config.base_precision is not None:
+        done = quantise(components[name], config.base_precision, device=runtime.device)
+        console.say(
+            f"frozen weights stored as {done.scheme}: {done.bytes_after / 2**20:.0f} MiB instead "
+            f"of {done.bytes_before / 2**20:.0f} MiB"
+        )
+    components[name].to(runtime.device)
+
+
+def _texts(
+    config: TrainConfig,
+    encoders: Encoders,
+    gathered: Gathered,
+) -> Texts:
+    """Encode every caption and let the text encoders go, or keep them where they are needed."""
+    captions = {"", *gathered.captions()}
+    if config.class_prompt is not None:
+        captions.add(config.class_prompt)
+    family, components = encoders.family, encoders.components
+    if config.encodes_in_every_step:
+        if not config.learns_words:  # the tokenizer does not know them yet
+            report_long(captions, family, components, {})
+        return LiveTexts(family, components, new_words(config))
+    texts = EncodedTexts(gathered.train.resident, encoders.runtime.dtype)
+    texts.encode(captions, encoders)
+    encoders.release(*text_encoders(family))
+    return texts

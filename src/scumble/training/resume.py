@@ -1,0 +1,54 @@
+"""Go on from a checkpoint: is it one of this very run, and what is not as it was?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from scumble import console
+from scumble.errors import UserError
+from scumble.training.average import copy_into
+from scumble.training.checkpoints import Checkpoint
+from scumble.training.phase import Phase, phase_name
+from scumble.training.taught import together
+from scumble.training.workshop import Workshop
+
+
+def continue_from(
+    checkpoint: Checkpoint, workshop: Workshop, phases: Sequence[Phase]
+) -> dict[str, Any]:
+    """Put a checkpoint's parameters into the model; returns everything that it holds.
+
+    Raises:
+        UserError: it belongs to another run, or is further than the run is to go.
+    """
+    total = sum(phase.max_steps for phase in phases)
+    if checkpoint.step > total:
+        raise UserError(
+            f"{checkpoint.folder} has {checkpoint.step} steps behind it, more than the {total} "
+            "that are asked for",
+            "Raise --max_train_steps, or resume from an earlier checkpoint.",
+        )
+    console.say(f"going on from {checkpoint.folder}, step {checkpoint.step}")
+    for difference in checkpoint.differences(workshop.config):
+        console.say(f"not as before: {difference}")
+    if checkpoint.data_digest != workshop.gathered.digest():
+        console.say("not as before: the pictures or captions have changed since the checkpoint")
+    state = checkpoint.training_state()
+    learnt = together(phase.taught for phase in phases).named_state()
+    saved = {name: tensor.shape for name, tensor in state["parameters"].items()}
+    if saved != {name: tensor.shape for name, tensor in learnt.items()}:
+        raise UserError(
+            f"{checkpoint.folder} adapts other layers, at other ranks or from another start, than "
+            "are asked for now",
+            "Within a run the method, --rank, --target_modules, --adapter_init pissa, "
+            "--placeholder_token, --num_vectors and the base stay; for others start a new "
+            "--output_dir.",
+        )
+    if state["phase"] != phase_name(phases, checkpoint.step):
+        raise UserError(
+            f"{checkpoint.folder} was written in the phase '{state['phase']}', and step "
+            f"{checkpoint.step} belongs to '{phase_name(phases, checkpoint.step)}' now",
+            "Within a run the pivot stays where it is: leave --pivot and --max_train_steps as they "
+            "were, or start a new --output_dir.",
+        )
+    copy_into(learnt, state["parameters"])
+    return state
