@@ -6,7 +6,6 @@ key. Nothing can go stale, and nothing needs to be cleared.
 
 import hashlib
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from scumble.drafts import draft_of, sweep
 from scumble.errors import UserError
 
 # Raise it when the same inputs begin to give other tensors, as after a change of the crops.
@@ -58,7 +58,8 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 class TensorStore:
     """Small groups of tensors, on disk and in memory, each under its content key.
 
-    Files are written under another name, synced and renamed: a killed run leaves no torn entry.
+    Files are written under another name, synced and renamed: a killed run leaves no torn entry, and
+    what it left unfinished is removed by the next.
     Every file carries a checksum; one that fails it is removed and counts as absent.
 
     Args:
@@ -77,6 +78,7 @@ class TensorStore:
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                sweep(folder.glob("*/.*.tmp"))
             except OSError as error:
                 raise self._unusable(error) from error
 
@@ -169,7 +171,7 @@ class TensorStore:
         return None
 
     def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        unfinished = path.with_name(f"{uuid.uuid4().hex}.tmp")
+        unfinished = draft_of(path)
         try:
             path.parent.mkdir(exist_ok=True)
             try:

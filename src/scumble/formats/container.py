@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from scumble.drafts import draft_of, sync
 from scumble.errors import UserError
 from scumble.formats.pickled import is_pickled, read_pickled, refusal
 from scumble.formats.streaming import MAX_HEADER, open_streamed
@@ -147,6 +148,13 @@ def user_path(text: str | Path) -> Path:
     return path
 
 
+def is_plain_name(name: object) -> bool:
+    """Whether it is the name of a file in a folder, whatever file it comes from: no way out."""
+    if not isinstance(name, str) or name in ("", "..") or "\0" in name:
+        return False
+    return Path(name).name == name
+
+
 def require_writable(folder: Path, flag: str) -> None:
     """Refuse a folder that could not be made or written, before long work is done for it.
 
@@ -169,7 +177,7 @@ def require_writable(folder: Path, flag: str) -> None:
 def write_atomically(
     path: Path, content: bytes, check: Callable[[Path], None] | None = None
 ) -> None:
-    """Write a file so that a crash leaves either the old one or the whole new one.
+    """Write a file so that a crash or power cut leaves either the old one or the whole new one.
 
     Args:
         path: the file; missing folders are made.
@@ -179,7 +187,7 @@ def write_atomically(
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = draft_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -189,6 +197,7 @@ def write_atomically(
         if check is not None:
             check(temporary)
         temporary.replace(path)
+        sync(path.parent)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror}",

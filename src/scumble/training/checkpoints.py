@@ -1,11 +1,9 @@
 """Checkpoints: written whole or not at all, verified before they are trusted."""
 
-import hashlib
-import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -13,11 +11,15 @@ from typing import Any
 
 import torch
 
+from scumble import console
 from scumble.config import TrainConfig
+from scumble.drafts import draft_of, sweep, sync
 from scumble.errors import UserError, first_line
+from scumble.formats.pickled import restricted
+from scumble.training.manifest import ANOTHER, read_manifest, write_manifest
 
-MANIFEST = "manifest.json"
 STATE = "training_state.pt"
+STATE_KEYS = {"parameters", "update", "average", "choice", "phase"}
 NAME = re.compile(r"checkpoint-(\d+)")
 BEST = "best"
 """Folder of the checkpoint that did best on held-out pictures."""
@@ -61,7 +63,7 @@ class Checkpoint:
         """
         path = self.folder / STATE
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = restricted(path)
         except Exception as error:  # torch's own text advises to switch the protection off
             reason = "it is damaged, or holds more than tensors; nothing of it was run"
             raise UserError(f"{path} cannot be read: {reason}", ANOTHER) from error
@@ -102,10 +104,13 @@ class CheckpointWriter:
         for folder in [*_folders(self.root), *([best] if best.is_dir() else [])]:
             if _step_of(folder) > step:
                 free = (self.root / f"superseded-{n}-{folder.name}" for n in count(1))
-                folder.rename(next(path for path in free if not path.exists()))
-        for pattern in (".checkpoint-*.tmp", f".{BEST}.*.tmp"):
-            for draft in self.root.glob(pattern):
-                shutil.rmtree(draft, ignore_errors=True)
+                aside = next(path for path in free if not path.exists())
+                folder.rename(aside)
+                console.say(f"beyond step {step} or damaged: {folder.name} is {aside.name} now")
+        drafts = [path for path in self.root.glob(".*.tmp") if path.is_dir()]
+        if not best.is_dir():
+            _put_back(drafts, step, best)
+        sweep(drafts)
 
     def write(
         self,
@@ -128,24 +133,22 @@ class CheckpointWriter:
             UserError: the folder cannot be written; older checkpoints are still there then.
         """
         final = self.root / (name or f"checkpoint-{step}")
-        draft = self.root / f".{final.name}.{os.getpid()}.tmp"
+        draft = draft_of(final)
         try:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
             save_results(draft)
             torch.save(dict(state), draft / STATE)
-            manifest = {
+            about = {
                 "step": step,
                 "settings": self.config.to_dict(),
                 "data_digest": self.data_digest,
-                "files": {path.name: _fingerprint(path) for path in sorted(draft.iterdir())},
             }
-            (draft / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
-            for path in draft.iterdir():
-                _sync(path)
+            write_manifest(draft, about)
+            for path in (*draft.iterdir(), draft):
+                sync(path)
             _replace(final, draft)
-            if os.name != "nt":
-                _sync(self.root)
+            sync(self.root)
         except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
             shutil.rmtree(draft, ignore_errors=True)
             raise UserError(
@@ -207,25 +210,33 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         UserError: one is missing or damaged.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        for name, fingerprint in manifest["files"].items():
-            if _fingerprint(folder / name) != fingerprint:
-                raise UserError(f"{name} in {folder} is damaged", "Resume from an older one.")
-        return Checkpoint(
-            folder, int(manifest["step"]), manifest["settings"], manifest["data_digest"]
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is no complete checkpoint ({error})") from error
+    manifest = read_manifest(folder)
+    if STATE not in manifest["files"]:
+        raise UserError(f"{folder} holds no state of a training", ANOTHER)
+    named = NAME.fullmatch(folder.name)
+    if named is not None and int(named[1]) != manifest["step"]:
+        raise UserError(f"{folder} is of step {manifest['step']}, whatever its name", ANOTHER)
+    return Checkpoint(folder, manifest["step"], manifest["settings"], manifest["data_digest"])
 
 
 def _replace(final: Path, draft: Path) -> None:
-    """Put a folder in the place of another, which is there until the new one is."""
-    old = draft.with_name(f"{draft.name}.old.tmp")
+    """Put a folder in the place of another; killed in between, `make_way` puts the old one back."""
+    old = draft_of(final.with_name(f"{final.name}.before"))
     if final.exists():
         final.rename(old)
     draft.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(drafts: Iterable[Path], step: int, best: Path) -> None:
+    """Give the best checkpoint its name again, where its writer was killed while replacing it."""
+    found = {}
+    for draft in drafts:
+        with suppress(UserError):
+            if draft.name.startswith(f".{BEST}.") and open_checkpoint(draft).step <= step:
+                found[open_checkpoint(draft).step] = draft
+    if found:
+        found[max(found)].rename(best)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -244,17 +255,3 @@ def _step_of(folder: Path) -> float:
         return open_checkpoint(folder).step
     except UserError:
         return float("inf")
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

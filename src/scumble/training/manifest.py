@@ -1,0 +1,71 @@
+"""The list of a checkpoint's files with their hashes, and with one of its own."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scumble.errors import UserError
+from scumble.formats.container import is_plain_name
+
+MANIFEST = "manifest.json"
+SEAL = "sha256"
+"""Hash of everything else in the manifest. Those of early versions have none."""
+KEYS = {"step", "settings", "data_digest", "files"}
+ANOTHER = "Resume from an older one."
+
+
+def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
+    """List the files in a folder.
+
+    Args:
+        folder: with every other file in it.
+        about: "step", "settings" and "data_digest" of the checkpoint.
+    """
+    files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
+    content = {**about, "files": files}
+    content[SEAL] = _seal(content)
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2), "utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a list and verify it and every file in it.
+
+    Raises:
+        UserError: something is missing or damaged.
+    """
+    try:
+        content = _read(folder / MANIFEST)
+        for name, fingerprint in content["files"].items():
+            if _fingerprint(folder / name) != fingerprint:
+                raise UserError(f"{name} in {folder} is damaged", ANOTHER)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder} is no complete checkpoint ({error})", ANOTHER) from error
+    return content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text("utf-8"))
+    match content:
+        case {
+            "step": int(),
+            "settings": dict(),
+            "data_digest": str(),
+            "files": dict(files),
+        } if all(map(is_plain_name, files)):
+            sealed = content.keys() == KEYS or content.get(SEAL) == _seal(content)
+            if sealed:
+                return dict(content)
+    raise ValueError(f"{path.name} is damaged")
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in content.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
