@@ -14,8 +14,9 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""What a terminal would obey instead of showing it; line ends and tabs are left."""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal would obey instead of showing it, and what it cannot show: halves of characters,
+as in names that are no UTF-8. Line ends and tabs are left."""
 
 
 def plain(text: str) -> str:

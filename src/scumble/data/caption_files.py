@@ -1,9 +1,12 @@
 """Captions from files: `metadata.jsonl`, `metadata.csv` and single caption files."""
 
 import csv
+import errno
 import io
 import json
 import os
+import re
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +14,13 @@ from typing import Any
 from unicodedata import normalize
 
 from scumble.data.wording import listed, unknown_column
-from scumble.errors import UserError
+from scumble.errors import UserError, first_line
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 CAPTION_SUFFIXES = (".txt", ".caption")
+
+NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
+"""What no text contains: NUL, and halves of characters."""
 
 
 def as_captions(value: object, where: str) -> tuple[str, ...]:
@@ -30,6 +36,10 @@ def as_captions(value: object, where: str) -> tuple[str, ...]:
     values: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in values):
         raise UserError(f"{where}: the caption is not text: {value!r}", "Use text or a text list.")
+    for text in values:
+        if broken := NO_CHARACTER.search(text):
+            message = f"{where}: the caption holds {broken[0]!a}, which is no character"
+            raise UserError(message, "Write the text anew, in UTF-8.")
     return tuple(text.strip() for text in values)
 
 
@@ -132,8 +142,9 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where} is not JSON: {error.msg}", "One object per line.") from error
+        except (ValueError, RecursionError) as error:  # the latter where it nests without end
+            reason = getattr(error, "msg", None) or first_line(error)
+            raise UserError(f"{where} is not JSON: {reason}", "One object per line.") from error
         if not isinstance(row, dict):
             raise UserError(f"{where} is not a JSON object", 'Use {"file_name": ..., "text": ...}.')
         yield where, row
@@ -148,6 +159,18 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path}, line {reader.line_num} is not CSV: {error}") from error
 
 
+def read_file(path: Path) -> bytes:
+    """Read a file, and only a file: pipes and devices may never come to an end.
+
+    Raises:
+        OSError: it cannot be read, or is something else.
+    """
+    kind = path.stat().st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        raise OSError(errno.EINVAL, "it is a pipe or device, not a file", str(path))
+    return path.read_bytes()
+
+
 def _read_text(path: Path) -> str:
     """Read a UTF-8 text file, with or without a byte order mark.
 
@@ -155,9 +178,17 @@ def _read_text(path: Path) -> str:
         UserError: the file cannot be read, or is in another encoding.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        message = f"{path} is not valid UTF-8 text (byte {error.start})"
-        raise UserError(message, "Save the file again with UTF-8 encoding.") from error
+        raise _wrong_encoding(path, error.start) from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        message = f"{path} cannot be read: {error.strerror}"
+        raise UserError(message, "Repair or remove it.") from error
+    if "\0" in text:  # plain English in UTF-16 is valid UTF-8, with a NUL in every other place
+        raise _wrong_encoding(path, len(text[: text.index("\0")].encode()))
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _wrong_encoding(path: Path, byte: int) -> UserError:
+    message = f"{path} is not valid UTF-8 text (byte {byte})"
+    return UserError(message, "Save the file again with UTF-8 encoding.")

@@ -16,6 +16,7 @@ from scumble.data.caption_files import (
     METADATA_NAMES,
     as_captions,
     metadata_captions,
+    read_file,
     sidecar_captions,
 )
 from scumble.data.masks import pair_masks
@@ -97,8 +98,10 @@ def image_folder(path: Path, caption_column: str = "text") -> Source:
     Raises:
         UserError: there is no such folder, no picture in it, or a caption cannot be read.
     """
-    files = _visible_files(path)
+    files, linked = _visible_files(path)
     notes = _ignored(files)
+    if linked:  # they may lead back to where they are
+        notes.append(f"linked folders are passed over: {listed(linked)}")
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     pictures, masks = pair_masks(images, notes)
     if not pictures:
@@ -112,17 +115,20 @@ def image_folder(path: Path, caption_column: str = "text") -> Source:
     captions = from_sidecars | from_metadata
     examples = [
         Example(
-            file.as_posix(),
+            # As text: some names are no UTF-8.
+            os.fsencode(file.as_posix()).decode("utf-8", "backslashreplace"),
             captions.get(file, ()),
-            (path / file).read_bytes,
-            (path / masks[file]).read_bytes if file in masks else None,
+            partial(read_file, path / file),
+            partial(read_file, path / masks[file]) if file in masks else None,
         )
         for file in pictures
     ]
     return _Folder(str(path), examples, notes)
 
 
-def _visible_files(root: Path) -> list[Path]:
+def _visible_files(root: Path) -> tuple[list[Path], list[str]]:
+    """The files below a folder, and the links to folders, which are not followed."""
+
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
 
@@ -130,12 +136,13 @@ def _visible_files(root: Path) -> list[Path]:
         raise UserError(f"there is no folder {root}", "Check the path.")
     if not root.is_dir():
         raise UserError(f"{root} is a file, not a folder", "Name the folder that holds it.")
-    files = []
+    files, linked = [], []
     for parent, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         here = Path(parent).relative_to(root)
         files += [here / name for name in names if not name.startswith(".")]
-    return sorted(files, key=Path.as_posix)
+        linked += [str(here / name) for name in folders if Path(parent, name).is_symlink()]
+    return sorted(files, key=Path.as_posix), linked
 
 
 def _ignored(files: list[Path]) -> list[str]:
@@ -274,7 +281,7 @@ def _image_bytes(cell: dict[str, Any] | None) -> bytes:
         return bytes(cell["bytes"])
     path = str(cell["path"])
     if "://" not in path:
-        return Path(path).read_bytes()
+        return read_file(Path(path))
     # Streamed folders and archives give chained addresses such as zip://a.png::hf://datasets/b.
     import fsspec
 
