@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_origin, get_type_hints
 
 import tyro
 
-from scumble.config.files import read_config_file
+from scumble.config.files import read_settings
 from scumble.errors import UserError
 
 
@@ -59,7 +59,7 @@ def parse_flags(
 def _take_config(arguments: list[str], groups: Sequence[type]) -> tuple[list[str], dict[str, Any]]:
     rest: list[str] = []
     settings: dict[str, Any] = {}
-    known = [item.name for group in groups for item in fields(group)]
+    types = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
     words = iter(arguments)
     for word in words:
         if word != "--config" and not word.startswith("--config="):
@@ -68,7 +68,7 @@ def _take_config(arguments: list[str], groups: Sequence[type]) -> tuple[list[str
         path = word.partition("=")[2] or next(words, "")
         if not path:
             raise UserError("--config needs a file behind it")
-        settings |= read_config_file(path, known)
+        settings |= read_settings(path, types)
     return rest, settings
 
 
@@ -105,11 +105,10 @@ def _with_positionals(group: type, names: Mapping[str, str]) -> type:
 
 def _with_file(group: type, settings: dict[str, Any], defaults: Mapping[str, Any]) -> Any:
     """A field whose default is the group filled from the file; what lacks stays required."""
-    hints = get_type_hints(group)
     values = {}
     for item in fields(group):
         if item.name in settings:
-            values[item.name] = _checked(item.name, settings[item.name], hints[item.name])
+            values[item.name] = settings[item.name]
         elif item.name in defaults:
             values[item.name] = defaults[item.name]
         elif item.default is MISSING:
@@ -118,26 +117,6 @@ def _with_file(group: type, settings: dict[str, Any], defaults: Mapping[str, Any
     for item in fields(group):
         object.__setattr__(instance, item.name, values.get(item.name, item.default))
     return field(default_factory=lambda: instance)
-
-
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    """A file's value in the type of its field.
-
-    Raises:
-        UserError: it has another type.
-    """
-    if isinstance(value, list):
-        value = tuple(value)
-    try:
-        words = [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
-        if hint is bool and isinstance(value, bool):
-            return value
-        return tyro.cli(hint, args=words, console_outputs=False, prog=name)
-    except SystemExit:
-        kind = getattr(hint, "__name__", str(hint)).replace("typing.", "")
-        raise UserError(
-            f"'{name}' in the configuration file must be {kind}, not {value!r}"
-        ) from None
 
 
 def _group_name(group: type) -> str:

@@ -26,6 +26,7 @@ from scumble.config.method_groups import (
     TextEncoderFields,
     TokenFields,
 )
+from scumble.config.places import check_places
 from scumble.config.sharing import SECRETS, shareable
 from scumble.redaction import keep_secret, redacted
 
@@ -71,6 +72,7 @@ class TrainConfig(
         check_method(self)
         fill_defaults(self)
         check_ranges(self)
+        check_places(self)
         check_together(self)
 
     @property
