@@ -87,6 +87,8 @@ class ScanReport:
     skipped: int = 0
     names: dict[Finding, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    """Name of a good picture -> its (width_px, height_px)."""
     _first_with: dict[str, str] = field(default_factory=dict, repr=False)
 
     def add(self, finding: Finding, name: str) -> None:
@@ -102,6 +104,7 @@ class ScanReport:
         """
         for finding in findings:
             self.add(finding, picture.id)
+        self.sizes[picture.id] = picture.width_px, picture.height_px
         first = self._first_with.setdefault(picture.sha256, picture.id)
         if first != picture.id:
             self.add(Finding.DUPLICATE, f"{picture.id} (same as {first})")

@@ -29,6 +29,7 @@ class Found:
         held_out: to measure on.
         report: of `train`; that of a stream is whole once all have been asked for.
         streaming: whether `train` can be gone through only once.
+        class_pictures: to hold the class to, instead of those that are drawn of it.
     """
 
     sizes: Sequence[tuple[int, int]]
@@ -36,6 +37,7 @@ class Found:
     held_out: Sequence[Picture]
     report: ScanReport
     streaming: bool
+    class_pictures: Sequence[Picture] | None = None
 
 
 def find_pictures(config: TrainConfig, family: Family, components: Components) -> Found:

@@ -1,6 +1,7 @@
 """From the user's pictures to encoded data: scan, report, encode, let the encoders go."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from operator import length_hint
 from pathlib import Path
 
@@ -25,11 +26,13 @@ class Gathered:
         train: to learn.
         held_out: to measure on; None where nothing is held out.
         class_pictures: to hold the class to; None where no prior is preserved with pictures.
+        report: what was found while checking `train`.
     """
 
     train: EncodedData
     held_out: EncodedData | None = None
     class_pictures: EncodedData | None = None
+    report: ScanReport = field(default_factory=ScanReport)
 
     def captions(self) -> set[str]:
         """Every caption that occurs."""
@@ -42,17 +45,24 @@ class Gathered:
         return "/".join(part.digest() for part in parts if part is not None)
 
 
-def gather_data(config: TrainConfig, encoders: Encoders, resident: Resident) -> Gathered:
+def gather_data(
+    config: TrainConfig,
+    encoders: Encoders,
+    resident: Resident,
+    choose: Callable[[Found], Found] = lambda found: found,
+) -> Gathered:
     """Check every picture and caption, and encode the pictures.
 
     Local pictures are all checked, and the report said, before the first is encoded. A stream is
-    checked and encoded in one pass.
+    checked and encoded in one pass. `choose` may leave out some of what was found.
 
     Raises:
         UserError: bad pictures, missing captions, an impossible resolution, a broken base.
     """
-    found = find_pictures(config, encoders.family, encoders.components)
-    class_pictures = _class_pictures(config, encoders, found)
+    found = choose(find_pictures(config, encoders.family, encoders.components))
+    class_pictures = found.class_pictures
+    if class_pictures is None:
+        class_pictures = _class_pictures(config, encoders, found)
     encoder = PictureEncoder(config, encoders, resident)
     train = encoder.encode(found.train, found.sizes, length_hint(found.train, 0) or None)
     if found.streaming:
@@ -64,6 +74,7 @@ def gather_data(config: TrainConfig, encoders: Encoders, resident: Resident) -> 
         train,
         encoder.encode(held_out, found.sizes, len(held_out)) if held_out else None,
         encoder.encode(class_pictures, square, len(class_pictures)) if class_pictures else None,
+        found.report,
     )
     encoders.release(encoder.vae)
     return gathered

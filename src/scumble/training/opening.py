@@ -1,6 +1,6 @@
 """Open a workshop: find the base, encode the data, load what trains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -10,6 +10,7 @@ from scumble.data.cache import TensorStore
 from scumble.families import Components, Family, family_of, locate, text_encoders
 from scumble.lean.quantise import quantise
 from scumble.training.encoders import Encoders, encoders_of
+from scumble.training.find import Found
 from scumble.training.fit import check_attention
 from scumble.training.gather import Gathered, gather_data
 from scumble.training.resident import Resident
@@ -19,8 +20,18 @@ from scumble.training.words import check_words, new_words
 from scumble.training.workshop import Workshop, adapter_maker, targets
 
 
-def open_workshop(config: TrainConfig, runtime: Runtime) -> Workshop:
-    """Find the base, encode the data, and load what trains once the rest is let go."""
+def open_workshop(
+    config: TrainConfig,
+    runtime: Runtime,
+    choose: Callable[[Found], Found] = lambda found: found,
+) -> Workshop:
+    """Find the base, encode the data, and load what trains once the rest is let go.
+
+    Args:
+        config: of the run.
+        runtime: device and processes.
+        choose: leaves out pictures that were found, to look at a few of them.
+    """
     base = locate(
         config.pretrained_model_name_or_path,
         revision=config.revision,
@@ -41,7 +52,7 @@ def open_workshop(config: TrainConfig, runtime: Runtime) -> Workshop:
         check_words(config, components, family)
     resident = Resident(TensorStore(config.cache_folder), runtime.device)
     encoders = encoders_of(config, family, components, runtime)
-    gathered = gather_data(config, encoders, resident)
+    gathered = gather_data(config, encoders, resident, choose)
     texts = _texts(config, encoders, gathered)
     denoiser = family.components[0]
     _load_denoiser(config, family, components, runtime)
