@@ -6,11 +6,12 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from scumble.errors import UserError
+from scumble.errors import UserError, first_line
 from scumble.families.hub_failures import explain
 from scumble.formats.container import user_path
+from scumble.formats.imposters import unmasked
 
 BUILT_IN = {"scumble-tiny": "tiny"}
 """Name of a base that ships with the package -> its folder under assets/."""
@@ -80,10 +81,7 @@ class BaseModel:
                 )
         else:
             path = self.fetch(f"{component}/{file_name}")
-        try:
-            return cast(dict[str, Any], json.loads(path.read_text("utf-8")))
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error})", "Fetch the model again.") from error
+        return _read_json(path)
 
     def files(self, component: str) -> list[Path]:
         """The files on this machine that a component is made of; empty where that is not known."""
@@ -192,10 +190,29 @@ def _pipeline_class(index: Path, name: str) -> str:
             f"the folder {name} holds no model_index.json, so it is no base model",
             f"Give the folder that has model_index.json in it{_below(index.parent)}.",
         )
+    pipeline_class = _read_json(index).get("_class_name")
+    if not isinstance(pipeline_class, str) or not pipeline_class:
+        message = f"{index} is damaged (it lacks a '_class_name', the kind of the model)"
+        raise UserError(message, "Fetch the model again.")
+    return pipeline_class
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """One of the files that describe a model.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
-        return str(json.loads(index.read_text("utf-8"))["_class_name"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{index} is damaged ({error})", "Fetch the model again.") from error
+        content = json.loads(path.read_text("utf-8"))
+        if isinstance(content, dict):
+            return content
+        reason = f"it holds {type(content).__name__}, not settings"
+    except RecursionError:
+        reason = "it nests without end"
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+    raise UserError(f"{path} is damaged ({reason})", unmasked(path) or "Fetch the model again.")
 
 
 def _hub_file(repo_id: str, file_name: str, revision: str | None, cache_dir: str | None) -> Path:

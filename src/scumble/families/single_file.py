@@ -7,6 +7,8 @@ tokenizer's vocabulary, which the file lacks, is looked for in the places a user
 import gzip
 import json
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor
 
 from scumble.errors import UserError
-from scumble.formats.pickled import MAX_BYTES, check_program, is_pickled
+from scumble.formats.imposters import unmasked
+from scumble.formats.pickled import MAX_BYTES, check_program, is_pickled, restricted
 from scumble.formats.training_facts import prediction_of
 
 PREFIXES = {
@@ -179,52 +182,53 @@ def _version(path: str) -> str:
 def _keys(path: str) -> set[str]:
     if path.endswith(".ckpt"):
         return set(_load_pickle(path))
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return set(file.keys())
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({error})") from error
+    with _opened(path) as file:
+        return set(file.keys())
 
 
 def _metadata(path: str) -> dict[str, str]:
     if path.endswith(".ckpt"):
         return {}
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+            yield file
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({error})") from error
+        hint = unmasked(Path(path)) or "It may be cut short: fetch it again."
+        raise UserError(f"{path} is not a readable checkpoint ({error})", hint) from error
 
 
 def _read(path: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     if path.endswith(".ckpt"):
         content = _load_pickle(path)
         return {key: content[key] for key in content if key.startswith(prefixes)}
-    import safetensors
-
-    with safetensors.safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         names = [key for key in file.keys() if key.startswith(prefixes)]  # noqa: SIM118
         return {key: file.get_tensor(key) for key in names}
 
 
 def _load_pickle(path: str) -> dict[str, Tensor]:
-    # weights_only: a pickle may otherwise run any code; mmap: parts come in as they are read, but
-    # torch before 1.6 wrote no zip files, which alone can be mapped.
+    # Mapped: parts come in as they are read. But torch before 1.6 wrote no zip files, which alone
+    # can be.
     mapped = zipfile.is_zipfile(path)
     if is_pickled(Path(path)):
         check_program(Path(path), unzipped=MAX_BYTES)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        content = restricted(Path(path), mapped=mapped)
         return cast(dict[str, Tensor], content.get("state_dict", content))
     except Exception as error:
         raise UserError(
             # Not torch's own text, which advises to switch the protection off.
             f"{path} cannot be read as plain weights ({type(error).__name__})",
-            "A checkpoint that holds anything but tensors is refused, because it could run code. "
+            unmasked(Path(path))
+            or "A checkpoint that holds anything but tensors is refused, because it could run code. "
             "Use the .safetensors form of the model.",
         ) from error
 

@@ -21,6 +21,15 @@ from scumble.families.hub_failures import explain
 from scumble.families.layer_names import KEY_NAMES
 from scumble.families.locate import BaseModel
 from scumble.families.streamed import load_streamed
+from scumble.formats.imposters import unmasked
+from scumble.formats.pickled import is_refused
+
+SETTINGS: dict[str, dict[str, type]] = {
+    "unet": {"sample_size": int, "block_out_channels": list},
+    "vae": {"block_out_channels": list},
+    "scheduler": {"num_train_timesteps": int},
+}
+"""Component -> what is taken from its configuration, and must be there."""
 
 
 class StableDiffusion:
@@ -54,12 +63,17 @@ class StableDiffusion:
                 module = load_streamed(
                     find, base.files(name), base.variant, dtype
                 ) or _from_pretrained(find(), base, name, **{option: dtype})
+            _require_finite(module, base, name)
             components.parts[name] = module.eval().requires_grad_(False)
         if "text_encoder" in names and "tokenizer" not in components:
             components.parts["tokenizer"] = _load_tokenizer(base)
 
     def geometry(self, base: BaseModel) -> Geometry:
-        """Native edge and size step in pixels; the step is 64 for Stable Diffusion itself."""
+        """Native edge and size step in pixels; the step is 64 for Stable Diffusion itself.
+
+        Raises:
+            UserError: the base does not say its sizes.
+        """
         unet, vae = self._config(base, "unet"), self._config(base, "vae")
         vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
         unet_factor = 2 ** (len(unet["block_out_channels"]) - 1)
@@ -80,10 +94,10 @@ class StableDiffusion:
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in list(Prediction):
             raise UserError(
-                f"the base predicts '{prediction}', which cannot be trained",
+                f"the base {base.name} predicts '{prediction}', which cannot be trained",
                 "Use a base with epsilon or v_prediction.",
             )
-        return DiscreteObjective(_schedule(config), Prediction(prediction))
+        return DiscreteObjective(_schedule(config, base.name), Prediction(prediction))
 
     def encode_prompts(self, components: Components, prompts: Sequence[str]) -> Conditioning:
         """Turn prompts into text states, as StableDiffusionPipeline does.
@@ -148,6 +162,14 @@ class StableDiffusion:
             config = single_file.config(base.location, component)
         else:
             config = base.config(component, f"{'scheduler_' * is_scheduler}config.json")
+        for key, kind in SETTINGS[component].items():
+            value = config.get(key)
+            if not isinstance(value, kind) or not value:
+                raise UserError(
+                    f"the configuration of the {component} of {base.name} has no '{key}' that can "
+                    f"be meant: {value!r}",
+                    "It is damaged, or of another kind of model: fetch the model again.",
+                )
         if is_scheduler and base.prediction_type is not None:
             config["prediction_type"] = base.prediction_type
         return config
@@ -193,9 +215,14 @@ def _from_pretrained(cls: Any, base: BaseModel, name: str, **options: Any) -> An
         if not Path(base.location).exists():
             raise explain(error, base.location, f"the {name}") from error
         reason = first_line(error)
+        if is_refused(error):  # torch's own text advises to switch the protection off
+            reason = "its pickle is damaged or holds more than tensors; nothing of it was run"
+        elif "ignore_mismatched_sizes" in reason:  # points at a report that is not shown
+            reason = "its weights have other shapes than its configuration says"
+        advice = filter(None, map(unmasked, base.files(name)))
         raise UserError(
             f"cannot load the {name} of {base.name}: {reason}",
-            "The model may be incomplete or damaged: fetch it again.",
+            next(advice, "The model may be incomplete or damaged: fetch it again."),
         ) from error
     # The libraries only warn: of weights that they made up, and not at all of an empty vocabulary.
     if is_module:
@@ -211,7 +238,33 @@ def _from_pretrained(cls: Any, base: BaseModel, name: str, **options: Any) -> An
     return loaded
 
 
-def _schedule(config: dict[str, Any]) -> DiscreteSchedule:
+def _require_finite(module: torch.nn.Module, base: BaseModel, name: str) -> None:
+    """Refuse weights that would turn everything into NaN, as a broken merge or rounding leaves.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for key, tensor in module.state_dict().items():
+        # The sum is finite where all are, or else it overflowed; it costs next to nothing.
+        if not (tensor.sum().isfinite() or tensor.isfinite().all()):
+            raise UserError(
+                f"the {name} of {base.name} holds NaN or infinite values in '{key}'",
+                "It is damaged: fetch the model again, or use another one.",
+            )
+
+
+def _schedule(config: dict[str, Any], name: str) -> DiscreteSchedule:
+    try:
+        return _schedule_of(config, name)
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise UserError(
+            f"the configuration of the scheduler of {name} makes no noise schedule: "
+            f"{first_line(error)[:100]}",
+            "It is damaged: fetch the model again.",
+        ) from error
+
+
+def _schedule_of(config: dict[str, Any], name: str) -> DiscreteSchedule:
     if config.get("trained_betas") is not None:
         betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
     elif config.get("beta_schedule", "linear") in BETAS:
@@ -222,7 +275,7 @@ def _schedule(config: dict[str, Any]) -> DiscreteSchedule:
         )
     else:
         raise UserError(
-            f"the base's noise schedule '{config['beta_schedule']}' is not known",
+            f"{name}: its noise schedule '{config['beta_schedule']}' is not known",
             f"Known: {', '.join(BETAS)}.",
         )
     zero_terminal_snr = bool(config.get("rescale_betas_zero_snr", False))

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from scumble.errors import UserError
-from scumble.formats.pickled import MAX_BYTES, SHARED, check_program, is_pickled
+from scumble.formats.imposters import unmasked
+from scumble.formats.pickled import MAX_BYTES, SHARED, check_program, is_pickled, restricted
 
 DTYPES = {
     "U64": torch.uint64,
@@ -131,7 +132,7 @@ def _opened(path: Path, stack: ExitStack) -> StreamedWeights:
             return _pickled(path)
         return _safetensors(path, stack.enter_context(path.open("rb")))
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        hint = "It may be cut short or of another format: fetch it again."
+        hint = unmasked(path) or "It may be cut short or of another format: fetch it again."
         raise UserError(f"{path} is not a readable safetensors file ({error})", hint) from error
 
 
@@ -185,8 +186,7 @@ def _pickled(path: Path) -> StreamedWeights:
     check_program(path, unzipped=MAX_BYTES)
     mapped = zipfile.is_zipfile(path)
     try:
-        # weights_only: a pickle may otherwise run any code.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        content = restricted(path, mapped=mapped)
     except Exception as error:
         raise UserError(
             # Not torch's own text, which advises to switch the protection off.
