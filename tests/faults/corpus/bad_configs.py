@@ -155,7 +155,16 @@ def file(name: str, content: bytes | str, *says: str) -> Case:
     def make(place: Place) -> list[str]:
         return place.train("--config", str(place.write(name, content)))
 
-    return Case(f"config file: {name} {content[:30]!r}", make, (name, *says))
+    return Case(f"config file: {name}", make, (name, *says))
+
+
+def setting(name: str, text: str, *says: str) -> Case:
+    """A file that is well formed and says what cannot be."""
+    return Case(
+        f"config file: {name}",
+        lambda place: place.train("--config", str(place.write(name, text)), train_data_dir=None),
+        says,
+    )
 
 
 def at(name: str, make_it: Callable[[Path], object], *says: str) -> Case:
@@ -174,24 +183,24 @@ FILES = [
     file("unlike_any.toml", "zzz = 1", "'zzz'"),
     file("of_another_method.toml", "class_prompt = 'a'", "'class_prompt'"),
     file("twice_in_tables.toml", "rank = 4\n[adapter]\nrank = 8", "'rank'", "twice"),
-    file("twice.toml", "rank = 4\nrank = 8", "line 2"),
-    file("unclosed.toml", "[data", "malformed", "line 1"),
-    file("no_value.toml", "rank = ", "malformed", "line 1"),
+    file("twice.toml", "rank = 4\nrank = 8", "malformed", "overwrite"),
+    file("unclosed.toml", "[data", "malformed"),
+    file("no_value.toml", "rank = ", "malformed"),
     file("no_quotes.toml", "output_dir = out", "malformed", "line 1"),
-    file("int_as_text.toml", "rank = 'four'", "'rank'", "int"),
+    file("int_as_text.toml", "rank = 'four'", "'rank'", "whole number"),
     file("int_as_float.toml", "rank = 4.5", "'rank'", "4.5"),
-    file("int_as_bool.toml", "seed = true", "'seed'", "int"),
-    file("int_as_list.toml", "rank = [4, 8]", "'rank'", "int"),
-    file("bool_as_int.toml", "random_flip = 3", "'random_flip'", "bool"),
-    file("bool_as_text.toml", "random_flip = 'yes please'", "'random_flip'", "bool"),
-    file("float_as_text.toml", "learning_rate = 'fast'", "'learning_rate'", "float"),
-    file("float_as_bool.toml", "learning_rate = true", "'learning_rate'", "float"),
-    file("float_as_date.toml", "learning_rate = 2024-01-01", "'learning_rate'", "float"),
-    file("text_as_int.toml", "output_dir = 3", "'output_dir'", "str"),
-    file("text_as_list.toml", "instance_prompt = ['a', 'b']", "'instance_prompt'", "str"),
+    file("int_as_bool.toml", "seed = true", "'seed'", "whole number"),
+    file("int_as_list.toml", "rank = [4, 8]", "'rank'", "whole number"),
+    file("bool_as_int.toml", "random_flip = 3", "'random_flip'", "true or false"),
+    file("bool_as_text.toml", "random_flip = 'yes please'", "'random_flip'", "true or false"),
+    file("float_as_text.toml", "learning_rate = 'fast'", "'learning_rate'", "number"),
+    file("float_as_bool.toml", "learning_rate = true", "'learning_rate'", "number"),
+    file("float_as_date.toml", "learning_rate = 2024-01-01", "'learning_rate'", "number"),
+    file("text_as_bool.yaml", "instance_prompt: yes", "'instance_prompt'", "quotes"),
+    file("text_as_list.toml", "instance_prompt = ['a', 'b']", "'instance_prompt'", "text"),
     file("choice.toml", "lr_scheduler = 'cosin'", "'lr_scheduler'", "cosine"),
     file("choice_as_int.toml", "mixed_precision = 16", "'mixed_precision'", "16"),
-    file("choice_as_bool.yaml", "mixed_precision: no", "'mixed_precision'", "'no'"),
+    file("choice_as_bool.yaml", "mixed_precision: no", "'mixed_precision'", "quotes"),
     file("list_of_numbers.toml", "target_modules = [1, 2]", "'target_modules'"),
     file("list_of_lists.toml", "target_modules = [['to_q']]", "'target_modules'"),
     file("table_as_value.toml", "rank = {a = 4}", "'a'"),
@@ -203,13 +212,13 @@ FILES = [
     file("tabs.yaml", "data:\n\trank: 4", "malformed", "line 2"),
     file("unclosed.yaml", "rank: [4", "malformed", "line 1"),
     file("twice.yaml", "rank: 4\nrank: 8\n", "'rank'", "twice"),
-    file("null.yaml", "seed: null", "'seed'", "int"),
+    file("null.yaml", "seed: null", "'seed'", "whole number"),
     file("null_for_nothing.yaml", "random_flip:\n", "'random_flip'"),
     file("exponent.yaml", "learning_rate: 1e-4x", "'learning_rate'", "1e-4x"),
     file("number_as_key.yaml", "3: 4", "'3'"),
     file("code.yaml", "rank: !!python/object/apply:os.system ['touch pwned']", "malformed"),
     file("bomb.yaml", "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [*{a}{f',*{a}' * 8}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)), "'a'"),
-    file("cycle.yaml", "&a rank: *a", "malformed"),
+    file("cycle.yaml", "&a rank: *a", "'rank'"),
     file("cycle_of_tables.yaml", "data: &a\n  more: *a\n", "malformed"),
     file("deep.yaml", "[" * 5000, "malformed"),
     file("deep.toml", "rank = " + "[" * 5000, "malformed"),
@@ -222,12 +231,15 @@ FILES = [
     file("settings.txt", "rank = 4", "TOML nor YAML"),
     file("settings", "rank = 4", "TOML nor YAML"),
     file("huge.toml", "#" * 20_000_000, "big"),
-    file("nul.toml", 'output_dir = "a\\u0000b"', "--output_dir"),
-    at("absent.toml", lambda path: None, "no configuration file"),
-    at("folder.toml", Path.mkdir, "folder"),
-    at("loop.toml", lambda path: path.symlink_to(path), "no configuration file"),
-    at("pipe.toml", os.mkfifo, "no configuration file"),
-    at("device.toml", lambda path: path.symlink_to("/dev/zero"), "no configuration file"),
+    file("bom.toml", b"\xef\xbb\xbfrnak = 4", "'rank'"),
+    setting("nul.toml", 'train_data_dir = "a\\u0000b"', "--train_data_dir"),
+    setting("half.yaml", 'train_data_dir: "a\\ud800b"', "--train_data_dir"),
+    setting("nothing.toml", 'train_data_dir = ""', "--train_data_dir"),
+    at("absent.toml", lambda path: None, "configuration file"),
+    at("folder.toml", Path.mkdir, "is a folder"),
+    at("loop.toml", lambda path: path.symlink_to(path), "configuration file"),
+    at("pipe.toml", os.mkfifo, "configuration file"),
+    at("device.toml", lambda path: path.symlink_to("/dev/zero"), "configuration file"),
 ]
 
 CASES = [
