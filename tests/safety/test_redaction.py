@@ -111,7 +111,7 @@ def test_a_queued_run_gets_no_token_on_its_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Queue, "wake", lambda _: None)
-    places = {"train_data_dir": str(tmp_path), "output_dir": str(tmp_path / "runs" / "a")}
+    places = {"train_data_dir": str(tmp_path / "set"), "output_dir": str(tmp_path / "a")}
     config = TrainConfig(pretrained_model_name_or_path=BASE, hub_token=PLAIN, **places)
     job = Queue(tmp_path / "queue").add(config)
     assert PLAIN not in " ".join(job.arguments())

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from scumble.config.sharing import SECRETS
 from scumble.config.values import as_type
 from scumble.errors import UserError
+from scumble.redaction import keep_secret
 
 MAX_BYTES = 1 << 20
 """Limit of a file's size: whatever is larger is no file of settings."""
@@ -58,6 +60,8 @@ def read_config_file(path: str | Path, known: Iterable[str]) -> dict[str, Any]:
         if key in settings:
             raise UserError(f"{path.name}: the key '{key}' stands twice", "Keep one of them.")
         settings[key] = value
+        if key in SECRETS:
+            keep_secret(value)
     return settings
 
 

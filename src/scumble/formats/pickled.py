@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -142,9 +143,8 @@ def _entries(path: Path) -> list[zipfile.ZipInfo]:
 def _load(path: Path) -> object:
     try:
         # An open file: of a path, torch would believe the suffix.
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            return restricted(file)
     except Exception as error:
         # Never torch's own text, which advises to switch the protection off.
         found = re.search(r"GLOBAL (\S+)", str(error))
@@ -165,6 +165,27 @@ def _load(path: Path) -> object:
         "It may be cut short, or pickled by something else than torch.save: fetch it again, or "
         "get it as .safetensors.",
     )
+
+
+def restricted(file: Path | IO[bytes], *, mapped: bool = False) -> Any:
+    """What torch's restricted reader makes of a pickle: the one place where any is opened.
+
+    Args:
+        file: by torch.save; of a path, torch believes the suffix.
+        mapped: leave tensors on the disk until they are copied out; the file must be a zip.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def is_refused(error: BaseException | None) -> bool:
+    """Whether a library gave up because of a pickle that torch's restricted reader refused."""
+    while error is not None:
+        if type(error).__name__ == "UnpicklingError":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _leaves(path: Path, root: object) -> Iterator[tuple[str, object]]:

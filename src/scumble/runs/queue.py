@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from scumble.config import TrainConfig
 from scumble.errors import UserError
-from scumble.formats.container import write_atomically
+from scumble.formats.container import is_plain_name, write_atomically
 from scumble.runs.listing import RECORD_NAME, is_alive
 from scumble.runs.process import ask_to_stop, start_detached
 
@@ -137,7 +137,7 @@ class Queue:
         Raises:
             UserError: there is none.
         """
-        job = _read_job(self.folder / name) if Path(name).name == name else None
+        job = _read_job(self.folder / name) if is_plain_name(name) else None
         if job is None:
             raise UserError(f"there is no run called '{name}' in the queue")
         return job
@@ -201,6 +201,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     """A file's content; None if it is not there or no object."""
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

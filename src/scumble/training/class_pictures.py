@@ -139,8 +139,10 @@ def _drawn(folder: Path, origin: dict[str, Any]) -> dict[str, str]:
         return {}
     try:
         manifest = json.loads(path.read_text("utf-8"))
-        then, pictures = manifest["origin"], dict(manifest["pictures"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        then, pictures = dict(manifest["origin"]), dict(manifest["pictures"])
+        if not all(map(DRAWN.fullmatch, pictures)):
+            raise ValueError("it names other files than drawn pictures")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error})", "Name an empty --class_data_dir."
         ) from error
