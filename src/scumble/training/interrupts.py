@@ -2,6 +2,9 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -38,3 +41,30 @@ class StopRequest:
             raise KeyboardInterrupt
         self.requested = True
         console.say("stopping after this step; once more stops at once")
+
+
+@contextmanager
+def interruptible(record: Path) -> Iterator[None]:
+    """Where no step is taken, SIGTERM interrupts at once, as Ctrl-C does; how to go on is said.
+
+    Args:
+        record: of the run, which is there once something of it can be resumed.
+    """
+    in_charge = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, _interrupt) if in_charge else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        way = "--resume_from_checkpoint latest" if record.exists() else "nothing else"
+        console.say(
+            "interrupted; what was drawn, encoded and saved so far is kept\n"
+            f"  Go on with the same command and {way}."
+        )
+        raise
+    finally:
+        if in_charge:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """The output folder of a run: who may write into it, and its record in run.json."""
 
+import hashlib
 import json
 import os
 import platform
@@ -10,11 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from scumble import console
 from scumble.config import TrainConfig
+from scumble.drafts import is_draft, sweep
 from scumble.errors import Stopped, UserError, first_line
 from scumble.formats.container import require_writable, write_atomically
 from scumble.formats.files import BUNDLE_NAME, EMBEDS_NAME, WEIGHT_NAME
-from scumble.training.checkpoints import MAY_DIFFER, Checkpoint
+from scumble.training.checkpoints import BEST, MAY_DIFFER, Checkpoint
+from scumble.training.lock import LOCK_NAME
 
 RECORD_NAME = "run.json"
 MODEL_NAME = "model"
@@ -36,6 +40,7 @@ class Record:
     config: TrainConfig
     facts: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
+    is_finished: bool = field(default=False, init=False)
 
     def save(self, status: str) -> None:
         """Write the record.
@@ -47,8 +52,6 @@ class Record:
             UserError: the folder cannot be written.
         """
         folder = Path(self.config.output_dir)
-        if status == "finished":
-            self.facts["result"] = result_of(folder).name
         content = {
             "status": status,
             "started": self.started,
@@ -57,12 +60,15 @@ class Record:
             "versions": versions(),
             **self.facts,
         }
+        if status == "finished":
+            content |= {"result": result_of(folder).name, "sha256": hashes_of(folder)}
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         write_atomically(folder / RECORD_NAME, text.encode())
+        self.is_finished = status == "finished"
 
     def save_end(self, error: BaseException) -> None:
         """Note what ended the run, unless it was finished by then."""
-        if "result" in self.facts:
+        if self.is_finished:
             return
         by_user = isinstance(error, Stopped | KeyboardInterrupt)
         if not by_user:
@@ -86,16 +92,48 @@ def versions() -> dict[str, str]:
 
 
 def is_finished(config: TrainConfig) -> bool:
-    """Whether the output folder holds a finished run of the very settings that are asked for."""
-    path = Path(config.output_dir) / RECORD_NAME
+    """Whether the output folder holds a finished run of the very settings that are asked for.
+
+    It is not finished where its result is damaged, which is said: it can be made anew.
+    """
+    folder = Path(config.output_dir)
     try:
-        record = json.loads(path.read_text("utf-8"))
-        then, now = record["settings"], config.to_dict()
-        return record["status"] == "finished" and all(
-            then.get(name) == value for name, value in now.items() if name not in MAY_DIFFER
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        record = json.loads((folder / RECORD_NAME).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return False
+    match record:
+        case {"status": "finished", "settings": dict(then)}:
+            now = config.to_dict()
+            same = all(then.get(n) == value for n, value in now.items() if n not in MAY_DIFFER)
+        case _:
+            return False
+    if not same:
+        return False
+    damaged = _damaged(folder, record.get("sha256"))
+    for name in damaged:
+        console.say(f"{folder / name} is damaged or gone, and is made anew from the checkpoint")
+    return not damaged
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """Name -> sha256 of the files that a finished run taught, those of a whole model included."""
+    found = [folder / name for name in RESULTS if (folder / name).exists()]
+    files = [f for path in found for f in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    hashes = {}
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            hashes[file.relative_to(folder).as_posix()] = digest
+    return hashes
+
+
+def _damaged(folder: Path, hashes: object) -> list[str]:
+    """Results that are not as the record says; runs of early versions say nothing."""
+    if not isinstance(hashes, dict):
+        return []
+    found = hashes_of(folder)
+    return [str(name) for name, digest in hashes.items() if found.get(name) != digest]
 
 
 def result_of(folder: Path) -> Path:
@@ -126,11 +164,14 @@ def claim_output(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
     except OSError as error:
         raise UserError(f"the output folder {folder} cannot be read: {error.strerror}") from error
     require_writable(folder, "--output_dir")
+    sweep(path for path in folder.glob(".*.tmp") if not path.name.startswith(f".{BEST}."))
+    sweep((folder / "samples").glob(".*.tmp"))
 
 
 def _require_empty(folder: Path, config: TrainConfig) -> None:
     resuming = config.resume_from_checkpoint is not None
-    names = {path.name for path in folder.iterdir()} - {config.logging_dir}
+    present = {path.name for path in folder.iterdir() if not is_draft(path)}
+    names = present - {config.logging_dir, LOCK_NAME}
     if resuming and RECORD_NAME in names and not names.intersection(RESULTS):
         return  # a run that was stopped before its first checkpoint
     if RECORD_NAME in names:

@@ -11,6 +11,7 @@ from PIL.Image import Image
 from safetensors import SafetensorError
 
 from scumble import console
+from scumble.drafts import draft_of, sync
 from scumble.errors import UserError, first_line
 from scumble.families.fingerprint import FINGERPRINT, fingerprint
 from scumble.formats import AdapterWeights, write_adapter
@@ -21,6 +22,7 @@ from scumble.formats.weights import LearnedToken, module_weights
 from scumble.hub.card import CARD_NAME, CardFacts, render_card
 from scumble.hub.licence import licence_of
 from scumble.hub.pull import hub_name
+from scumble.training.blueprint import BLUEPRINT, blueprint
 from scumble.training.curve import loss_curve
 from scumble.training.facts import training_facts
 from scumble.training.record import MODEL_NAME, versions
@@ -61,7 +63,8 @@ def adapter_weights(workshop: Workshop, taught: Taught, steps: int) -> AdapterWe
     }
     base = workshop.components.base
     facts = json.dumps(training_facts(workshop, steps), sort_keys=True, ensure_ascii=False)
-    metadata = {"base_model": base.public_name, TRAINING: facts}
+    plan = json.dumps(blueprint(workshop), sort_keys=True, ensure_ascii=False)
+    metadata = {"base_model": base.public_name, TRAINING: facts, BLUEPRINT: plan}
     mark = fingerprint(base, workshop.family.components[0])
     if mark is not None:
         metadata[FINGERPRINT] = mark
@@ -99,11 +102,13 @@ def save_learnt(workshop: Workshop, taught: Taught, steps: int, folder: Path) ->
 
 def save_model(workshop: Workshop, folder: Path) -> Path:
     """Write the whole model as a folder that diffusers opens, in one move."""
-    final, draft = folder / MODEL_NAME, folder / f".{MODEL_NAME}.tmp"
+    final, draft = folder / MODEL_NAME, draft_of(folder / MODEL_NAME)
     with whole_pipeline(workshop) as pipeline:
         try:
             shutil.rmtree(draft, ignore_errors=True)
             pipeline.save_pretrained(draft)
+            for path in (*draft.rglob("*"), draft):
+                sync(path)
             shutil.rmtree(final, ignore_errors=True)
             draft.rename(final)
         except (OSError, RuntimeError, SafetensorError) as error:

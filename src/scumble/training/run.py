@@ -5,7 +5,7 @@ loop -> adapter, pictures, card.
 """
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 from scumble import console
@@ -16,11 +16,20 @@ from scumble.training.best import measured
 from scumble.training.checkpoints import find_checkpoint
 from scumble.training.checkup import check_warmup, say_prompt_without_word
 from scumble.training.fit import fit, memory_explained
+from scumble.training.interrupts import interruptible
+from scumble.training.lock import locked
 from scumble.training.methods import METHODS
 from scumble.training.opening import open_workshop
 from scumble.training.phase import Phase
 from scumble.training.rates import ParameterGroup
-from scumble.training.record import Record, claim_output, is_finished, result_of
+from scumble.training.record import (
+    RECORD_NAME,
+    Record,
+    claim_output,
+    is_finished,
+    result_of,
+    this_process,
+)
 from scumble.training.results import TrainResult
 from scumble.training.resume import continue_from
 from scumble.training.runtime import Runtime, prepare_runtime
@@ -43,12 +52,15 @@ def train(config: TrainConfig) -> TrainResult:
             is finished and its results are in place, but they could not be pushed to the Hub.
         Stopped: the user interrupted; a checkpoint to go on from is written.
     """
-    with memory_explained(config) as levels:
-        runtime = prepare_runtime(config)
-        with closing(runtime.trackers):
-            result = _train(config, runtime, levels)
-    if runtime.is_main:
-        push_result(config)
+    folder = Path(config.output_dir)
+    with interruptible(folder / RECORD_NAME):
+        with memory_explained(config) as levels:
+            runtime = prepare_runtime(config)
+            ours = locked(folder, this_process()) if runtime.is_main else nullcontext()
+            with ours, closing(runtime.trackers):
+                result = _train(config, runtime, levels)
+        if runtime.is_main:
+            push_result(config)
     return result
 
 
