@@ -17,6 +17,7 @@ from scumble.errors import UserError
 from scumble.formats.container import write_atomically
 from scumble.lean.count import Count
 from scumble.training.denoising import Samples
+from scumble.training.sealed import read_sealed, sealed
 
 UNIMPORTANT = (
     *("output_dir", "logging_dir", "resume_from_checkpoint", "max_train_steps"),
@@ -60,9 +61,10 @@ def remembered(folder: Path | None, key: str) -> Count | None:
     """The count under a key, where there is one that can be read."""
     if folder is None:
         return None
+    content = read_sealed(_path(folder, key))
     try:
-        return Count(**json.loads(_path(folder, key).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        return None if content is None else Count(**content)
+    except TypeError:  # another version's
         return None
 
 
@@ -70,7 +72,7 @@ def remember(folder: Path | None, key: str, count: Count) -> None:
     """Keep a count for the next run, where the folder can be written."""
     if folder is not None:
         with suppress(UserError, OSError):
-            write_atomically(_path(folder, key), json.dumps(asdict(count)).encode())
+            write_atomically(_path(folder, key), json.dumps(sealed(asdict(count))).encode())
 
 
 def _path(folder: Path, key: str) -> Path:

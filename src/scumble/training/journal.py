@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scumble import console
+from scumble.data.wording import counted
 from scumble.errors import UserError
 from scumble.formats.container import write_atomically
 from scumble.training.loop import StepResult
@@ -187,18 +188,33 @@ class Journal:
         """Keep the log of the steps that still stand, drop what came after the checkpoint."""
         if not self.path.is_file():
             return
-        kept = []
-        for line in self.path.read_text("utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # the line that a kill cut short
-            if entry["step"] <= start:
-                kept.append(line)
-                if "loss" in entry:
-                    self.losses.append(entry["loss"])
-        if self.runtime.is_main:
-            write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
+        try:
+            *lines, cut_short = self.path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror}") from error
+        entries = [_read(line) for line in lines]
+        damaged = entries.count(None)
+        kept = [entry for entry in entries if entry is not None and entry["step"] <= start]
+        self.losses += [entry["loss"] for entry in kept if "loss" in entry]
+        if damaged and self.runtime.is_main:
+            console.say(f"{self.path}: {counted(damaged, 'line')} damaged and left out")
+        if self.runtime.is_main and (damaged or cut_short or len(kept) < len(lines)):
+            text = "".join(json.dumps(entry) + "\n" for entry in kept)
+            write_atomically(self.path, text.encode())
+
+
+def _read(line: bytes) -> dict[str, Any] | None:
+    """An entry of the log; None where it is damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    match entry:
+        case {"step": int(), "loss": float()}:
+            return dict(entry)
+        case {"step": int()} if "loss" not in entry:
+            return dict(entry)
+    return None
 
 
 def _entry(one: Pending, loss: float, grad_norm: float, memory_mib: float) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 
 from scumble.errors import UserError
 from scumble.formats.container import is_plain_name
+from scumble.training.sealed import is_intact, sealed
 
 MANIFEST = "manifest.json"
-SEAL = "sha256"
-"""Hash of everything else in the manifest. Those of early versions have none."""
-KEYS = {"step", "settings", "data_digest", "files"}
+UNSEALED = {"step", "settings", "data_digest", "files"}
+"""What is in the manifests of early versions, which have no hash of themselves."""
 ANOTHER = "Resume from an older one."
 
 
@@ -24,8 +24,7 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
         about: "step", "settings" and "data_digest" of the checkpoint.
     """
     files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
-    content = {**about, "files": files}
-    content[SEAL] = _seal(content)
+    content = sealed({**about, "files": files})
     (folder / MANIFEST).write_text(json.dumps(content, indent=2), "utf-8")
 
 
@@ -54,15 +53,9 @@ def _read(path: Path) -> dict[str, Any]:
             "data_digest": str(),
             "files": dict(files),
         } if all(map(is_plain_name, files)):
-            sealed = content.keys() == KEYS or content.get(SEAL) == _seal(content)
-            if sealed:
+            if content.keys() == UNSEALED or is_intact(content):
                 return dict(content)
     raise ValueError(f"{path.name} is damaged")
-
-
-def _seal(content: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in content.items() if name != SEAL}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
