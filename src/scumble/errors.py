@@ -11,13 +11,15 @@ class UserError(Exception):
     Args:
         message: what is wrong, naming the file, flag or key; secrets in it are hidden.
         hint: what to do next, as a sentence.
+        everywhere: every process of a run ends with it, and the main one says it for all.
     """
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, everywhere: bool = False) -> None:
         message, hint = redacted(message), redacted(hint)
         super().__init__(f"{message}\n  {hint}" if hint else message)
         self.message = message
         self.hint = hint
+        self.everywhere = everywhere
 
 
 class Stopped(Exception):  # noqa: N818 - not an error

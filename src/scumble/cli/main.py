@@ -74,9 +74,12 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return command(arguments[1:]) or 0
     except UserError as error:
+        if error.everywhere and not console.is_main_process():
+            return EXIT_USER_ERROR
         return _fail(str(error), getattr(module, "EXIT_TROUBLE", EXIT_USER_ERROR))
     except Stopped as stopped:
-        _write(str(stopped))
+        if console.is_main_process():
+            _write(str(stopped))
         return EXIT_STOPPED
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_STOPPED)
