@@ -1,8 +1,7 @@
 """The loop: one optimizer step after another. No family, adapter or method is named here."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,8 @@ class StepResult:
         grad_norm: before clipping, on the device.
         learning_rates: parameter group -> the rate that the step was taken with.
         ends_epoch: whether every example has now been seen once more.
+        stop: more than 0 where some process was asked to stop before the step's gradients were
+            added up; on the device.
     """
 
     plan: StepPlan
@@ -31,11 +32,17 @@ class StepResult:
     grad_norm: Tensor
     learning_rates: Mapping[str, float]
     ends_epoch: bool
+    stop: Tensor
 
     @property
     def loss(self) -> Tensor:
         """All losses together."""
         return torch.stack(list(self.losses.values())).sum()
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
 
 
 def train_steps(
@@ -44,6 +51,7 @@ def train_steps(
     runtime: Runtime,
     start: int,
     recorder: Recorder | None = None,
+    asked_to_stop: Callable[[], bool] = never,
 ) -> Iterator[StepResult]:
     """Train a phase from step `start` to its end, handing control back after every step.
 
@@ -55,8 +63,9 @@ def train_steps(
         runtime: device and processes.
         start: steps of this phase that are done already.
         recorder: records the device's part of a step, to play it back; None does not.
+        asked_to_stop: of this process; every process hears of it in the step's result.
     """
-    step_work = StepWork(phase, update, runtime)
+    step_work = StepWork(phase, update, runtime, asked_to_stop)
     work: Work = step_work if recorder is None else Recorded(step_work, recorder)
     for index in range(start, phase.max_steps):
         step = phase.first_step + index
@@ -68,12 +77,12 @@ def train_steps(
             for positions in own_positions(plan, runtime.rank, runtime.num_processes)
             for name, loss in phase.losses.items()
         ]
-        *sums, grad_norm = work(parts).unbind()
+        *sums, stop, grad_norm = work(parts).unbind()
         ends_epoch = (step + 1) % phase.plan.steps_per_epoch == 0
         losses = {
             n: total / len(plan.examples) for n, total in zip(phase.losses, sums, strict=True)
         }
-        yield StepResult(plan, losses, grad_norm, update.learning_rates(index), ends_epoch)
+        yield StepResult(plan, losses, grad_norm, update.learning_rates(index), ends_epoch, stop)
 
 
 @dataclass(frozen=True)
@@ -84,14 +93,19 @@ class StepWork:
         phase: whose losses are computed.
         update: the optimizer.
         runtime: device and processes.
+        asked_to_stop: travels with the gradients of several processes: a message of its own would
+            make the host wait for the device.
     """
 
     phase: Phase
     update: Update
     runtime: Runtime
+    asked_to_stop: Callable[[], bool] = never
 
     def __call__(self, parts: Parts) -> Tensor:
-        """Take the step; returns the sum of each loss, then the gradient's norm before clipping."""
+        """Take the step; returns the sum of each loss, then how many processes were asked to stop,
+        then the gradient's norm before clipping.
+        """
         losses = self.phase.losses
         sums = {name: torch.zeros((), device=self.runtime.device) for name in losses}
         for name, samples in parts:
@@ -100,10 +114,12 @@ class StepWork:
             sums[name] += loss_B.detach().sum()
             # Divided by the full step's size, so that a small bucket's pictures weigh no more.
             self.update.backward(loss_B.sum() / self.phase.plan.nominal)
-        totals = torch.stack(list(sums.values()))
-        if self.runtime.num_processes > 1:
+        several = self.runtime.num_processes > 1
+        stop = float(several and self.asked_to_stop())
+        totals = torch.stack([*sums.values(), torch.full((), stop, device=self.runtime.device)])
+        if several:
             totals = _add_up(self.update.parameters, self.runtime, totals)
-        grad_norm = self.update.apply(totals.sum())
+        grad_norm = self.update.apply(totals[:-1].sum())
         return torch.cat([totals, grad_norm.reshape(1)])
 
 
@@ -122,7 +138,7 @@ def _add_up(parameters: Sequence[nn.Parameter], runtime: Runtime, totals: Tensor
     """Sum gradients and losses over all processes, in one message."""
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([totals, *(grad.flatten() for grad in grads)])
-    flat = cast(Tensor, runtime.accelerator.reduce(flat, reduction="sum"))
+    flat = runtime.processes.add_up(flat)
     totals, *parts = flat.split([len(totals), *(grad.numel() for grad in grads)])
     for parameter, grad, part in zip(parameters, grads, parts, strict=True):
         grad.copy_(part.view_as(grad))

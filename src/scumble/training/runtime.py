@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,11 @@ from scumble import console
 from scumble.config import TrainConfig
 from scumble.errors import UserError
 from scumble.inference.device import weight_dtype
+from scumble.training.launch import connect, launched
+from scumble.training.processes import Processes
+from scumble.training.events import Events
 from scumble.training.trackers import Trackers, choose_trackers
+from scumble.training.watermark import Watermark
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,18 @@ class Runtime:
         accelerator: accelerate's view of devices and processes.
         dtype: of the frozen weights.
         trackers: that the run reports to.
+        events: of the run's folder.
     """
 
     accelerator: Any
     dtype: torch.dtype
     trackers: Trackers = field(default_factory=Trackers)
+    events: Events = field(default_factory=Events)
+
+    @cached_property
+    def memory(self) -> Watermark:
+        """The most memory used, by stage."""
+        return Watermark(self.device, _peak_process_memory_mib)
 
     @property
     def device(self) -> torch.device:
@@ -37,24 +50,17 @@ class Runtime:
     @property
     def rank(self) -> int:
         """Number of this process."""
-        return int(self.accelerator.process_index)
+        return self.processes.rank
 
     @property
     def num_processes(self) -> int:
         """How many processes train together."""
-        return int(self.accelerator.num_processes)
+        return self.processes.count
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files."""
-        return bool(self.accelerator.is_main_process)
-
-    def from_main(self, value: float) -> float:
-        """The main process's value, on every process: what follows from it is the same then."""
-        from accelerate.utils import broadcast
-
-        number = torch.tensor(value, dtype=torch.float32, device=self.device)
-        return float(broadcast(number)) if self.num_processes > 1 else value
+        return self.processes.is_main
 
     def memory_bytes(self) -> int:
         """Memory in use now: of the GPU where there is one, else of the process."""
@@ -66,9 +72,7 @@ class Runtime:
 
     def peak_memory_mib(self) -> float:
         """Most memory used so far: of the GPU where there is one, else of the process."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
-        return _peak_process_memory_mib()
+        return self.memory.peak_mib()
 
 
 def prepare_runtime(config: TrainConfig) -> Runtime:
@@ -78,10 +82,38 @@ def prepare_runtime(config: TrainConfig) -> Runtime:
         UserError: a launcher started several processes that did not find each other, or a library
             that was asked for is not installed or logged in.
     """
-    from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+    processes = launched()
+    on_gpu = _has_gpu(processes)
+    connect(processes, on_gpu)
+    return processes.safely(lambda: _prepare(config, processes, on_gpu))
 
-    trackers = Trackers(choose_trackers(config.report_to))
+
+def _has_gpu(processes: Processes) -> bool:
+    """Whether this process has a GPU; of several on a machine each has its own.
+
+    Raises:
+        UserError: there are fewer GPUs than processes.
+    """
+    from accelerate.utils import parse_flag_from_env
+
+    if not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return False
+    count = torch.cuda.device_count()
+    if processes.count > 1 and processes.local_rank >= count:
+        raise UserError(
+            f"process {processes.rank} has no GPU: the launcher started "
+            f"{processes.local_count} processes on a machine with {count}",
+            f"Start no more than --nproc_per_node {count}.",
+        )
+    return True
+
+
+def _prepare(config: TrainConfig, processes: Processes, on_gpu: bool) -> Runtime:
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+
+    # Only the main process reports, and writes files.
+    trackers = Trackers(choose_trackers(config.report_to) if processes.is_main else ())
     project = ProjectConfiguration(
         project_dir=config.output_dir,
         logging_dir=os.path.join(config.output_dir, config.logging_dir),
@@ -90,14 +122,13 @@ def prepare_runtime(config: TrainConfig) -> Runtime:
     accelerator = Accelerator(
         mixed_precision="no",
         project_config=project,
-        # Others may have to wait while the main process draws or encodes.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+        cpu=processes.count > 1 and not on_gpu,
     )
-    expected = int(os.environ.get("WORLD_SIZE", "1"))
-    if expected != accelerator.num_processes:
+    if processes.count != accelerator.num_processes:
         raise UserError(
-            f"the launcher started {expected} processes, but each would train on its own",
-            "On a machine without GPUs set ACCELERATE_USE_CPU=true for torchrun.",
+            f"the launcher started {processes.count} processes, but accelerate knows of "
+            f"{accelerator.num_processes}: each would train on its own",
+            "Start them with torchrun --nproc_per_node N -m scumble train ...",
         )
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "fp16", "bf16"):
@@ -113,7 +144,7 @@ def prepare_runtime(config: TrainConfig) -> Runtime:
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    return Runtime(accelerator, dtype, trackers)
+    return Runtime(accelerator, dtype, trackers, processes)
 
 
 def _peak_process_memory_mib() -> float:
