@@ -119,7 +119,7 @@ def test_a_pipeline_of_its_own(index: dict[str, Any], base: Path, script: str) -
     (base / "model_index.json").write_text(json.dumps(index))
     for name in ("pipeline.py", "Evil.py", "evil.py"):
         (base / name).write_text(script)
-    with pytest.raises(UserError, match="a family that scumble does not teach|_class_name"):
+    with pytest.raises(UserError, match=r"a family that scumble does not teach|_class_name"):
         family_of(locate(str(base)))
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from scumble.data.addresses import picture_bytes, places_of
 from scumble.data.caption_files import (
     CAPTION_SUFFIXES,
     METADATA_NAMES,
@@ -163,6 +164,7 @@ class _Table:
     rows: Any
     image_column: str
     caption_column: str | None
+    places: tuple[Path, ...]
     notes: list[str] = field(default_factory=list)
 
     def __length_hint__(self) -> int:
@@ -173,7 +175,7 @@ class _Table:
             where = f"{self.name}[{number}]"
             captions = as_captions(row.get(self.caption_column or ""), where)
             if self.streaming:
-                read = partial(_image_bytes, row[self.image_column])
+                read = partial(picture_bytes, row[self.image_column], self.places)
             else:
                 read = partial(self._read, number)
             yield Example(where, captions, read)
@@ -186,7 +188,7 @@ class _Table:
         return iter(self.rows.select_columns([self.caption_column]))
 
     def _read(self, number: int) -> bytes:
-        return _image_bytes(self.rows[number][self.image_column])
+        return picture_bytes(self.rows[number][self.image_column], self.places)
 
 
 def huggingface_dataset(
@@ -229,7 +231,8 @@ def huggingface_dataset(
             raise error
     wanted = [image_column] if caption_column is None else [image_column, caption_column]
     rows = _undecoded(rows.select_columns(wanted), image_column, name)
-    return _Table(name, streaming, rows, image_column, caption_column)
+    places = places_of(name, cache_dir)
+    return _Table(name, streaming, rows, image_column, caption_column, places)
 
 
 def _load(
@@ -260,8 +263,12 @@ def _load(
         message = f"the data set {name} cannot be found or reached: {first_line(error)}"
         hint = "Give a folder that exists, or check the Hub id, the network and the log-in."
         raise UserError(message, hint) from error
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"the data set {name} cannot be loaded: {first_line(error)}") from error
+    except Exception as error:  # The readers of its many formats meet damage with any type.
+        reason = error if error.__cause__ is None else error.__cause__
+        raise UserError(
+            f"the data set {name} cannot be loaded: {first_line(reason)}",
+            f"Repair or remove the file that is at fault. {_FOLDER_HINT}",
+        ) from error
 
 
 def _undecoded(rows: Any, image_column: str, name: str) -> Any:
@@ -272,18 +279,3 @@ def _undecoded(rows: Any, image_column: str, name: str) -> Any:
         message = f"the column '{image_column}' of the data set {name} holds {kind}, no pictures"
         raise UserError(message, "Name the right one with --image_column.")
     return rows.cast_column(image_column, datasets.Image(decode=False))
-
-
-def _image_bytes(cell: dict[str, Any] | None) -> bytes:
-    if cell is None:
-        raise ValueError("the row holds no picture")
-    if cell["bytes"] is not None:
-        return bytes(cell["bytes"])
-    path = str(cell["path"])
-    if "://" not in path:
-        return read_file(Path(path))
-    # Streamed folders and archives give chained addresses such as zip://a.png::hf://datasets/b.
-    import fsspec
-
-    with fsspec.open(path, "rb") as file:
-        return bytes(file.read())

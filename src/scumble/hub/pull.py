@@ -66,6 +66,9 @@ def local_adapter(
         path = user_path(source)
         return path / weight_name if weight_name and path.is_dir() else path
     wanted = HubName(name.repo_id, revision or name.revision, weight_name or name.file)
+    for part in (wanted.revision, wanted.file):
+        if part is not None and {"..", ""} & set(re.split(r"[/\\]", part)):
+            raise UserError(f"'{part}' leads out of '{name.repo_id}'", "Name a file in it.")
     try:
         return _fetch(wanted, token)
     except UserError:

@@ -255,8 +255,9 @@ def _numbers(path: Path) -> list[int]:
 
 def _existing(folder: Path, name: Any) -> Path | None:
     """A file beside the record; never one outside, whatever the record says."""
-    path = folder / Path(name).name if isinstance(name, str) and name else None
-    return path if path is not None and path.exists() else None
+    last = Path(name).name if isinstance(name, str) and "\0" not in name else ""
+    path = folder / last
+    return path if last not in ("", "..") and path.exists() else None
 
 
 def _number(value: Any) -> float | None:

@@ -71,12 +71,16 @@ class Wishes:
         Raises:
             UserError: a value that cannot be meant, or a place outside of the page's folders.
         """
+        from scumble.inference.base_of import base_of
+
         adapters = self.chooser.read(*(values[widget] for widget in self.chooser.widgets))
         base = demo.base if demo else str(values[self.base] or FROM_ADAPTER).strip()
         if not demo and base != FROM_ADAPTER:
             base = folders.model(base)
         if base == FROM_ADAPTER and not adapters:
             raise UserError("there is neither an adapter nor a base", "Choose one of them.")
+        if base == FROM_ADAPTER and (named := base_of(adapters[0][0])):
+            folders.model(named)  # an adapter may name any place
         prompts = [line.strip() for line in str(values[self.prompt] or "").splitlines()]
         if not any(prompts):
             raise UserError("there is no prompt", "Say what to draw.")
