@@ -3,7 +3,8 @@
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
 from scumble.redaction import redacted
@@ -57,6 +58,19 @@ def guard_output() -> None:
     sys.argv[1:] = [redacted(word) for word in sys.argv[1:]]
 
 
+_listeners: list[Callable[[str], None]] = []
+
+
+@contextmanager
+def heard_by(listener: Callable[[str], None]) -> Iterator[None]:
+    """Have a listener hear every line that is said, for as long as the context lasts."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
 def say(text: str) -> None:
     """Print a line, above any progress bar."""
     if is_main_process():
@@ -64,6 +78,8 @@ def say(text: str) -> None:
 
         tqdm.write(plain(text), file=sys.stdout)
         sys.stdout.flush()
+        for listener in _listeners:
+            listener(plain(text))
 
 
 def progress(total: int | None, label: str, *, start: int = 0, unit: str = "it") -> Any:

@@ -45,6 +45,7 @@ NOT_NEGATIVE = (
     "row_norm_pull",
     "row_learning_rate_after",
     "prior_loss_weight",
+    "debug_batches",
 )
 POSITIVE = (
     "learning_rate",
@@ -218,6 +219,16 @@ def _idle(config: "TrainConfig") -> Iterator[tuple[str, str]]:
         yield (
             "--attention sdpa and --enable_xformers_memory_efficient_attention exclude each other",
             "Give one of them.",
+        )
+    if config.deterministic and config.attention_kind == "xformers":
+        yield (
+            "xFormers' attention does not give the same bits twice, as --deterministic asks for",
+            "Leave --attention to PyTorch, or leave --deterministic away.",
+        )
+    if config.deterministic and config.compile:
+        yield (
+            "--compile chooses kernels by their speed, which --deterministic forbids",
+            "Leave one of them away.",
         )
     if config.early_stop is not None and not config.holds_out:
         yield (

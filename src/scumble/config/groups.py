@@ -212,6 +212,13 @@ class RunFields:
     """Keep only so many checkpoints, the newest."""
     resume_from_checkpoint: str | None = None
     """Go on from a checkpoint: latest, or the path of one."""
+    deterministic: bool = False
+    """Compute with kernels that give the same bits each time, and stop where there is none. Free on
+    a processor; on a GPU some attention kernels are slower, and --attention xformers and --compile
+    are refused."""
+    debug_batches: int = 0
+    """Before training, write what the model really sees in the next so many steps into the folder
+    debug: the latents drawn back into pictures, with their captions, bucket, crop and noise."""
     local_rank: int = -1
     """Set by launchers; the environment decides."""
 

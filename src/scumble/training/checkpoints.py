@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -32,6 +32,7 @@ MAY_DIFFER = {
     "logging_dir",
     "dataloader_num_workers",
     "cuda_graph",
+    "debug_batches",
     "push_to_hub",
     "hub_model_id",
     "hub_private",
@@ -71,13 +72,15 @@ class Checkpoint:
             raise UserError(f"{path} holds no state of a training", ANOTHER)
         return state
 
-    def differences(self, config: TrainConfig) -> list[str]:
+    def differences(
+        self, config: TrainConfig, besides: Collection[str] = frozenset(MAY_DIFFER)
+    ) -> list[str]:
         """Settings that change what is learnt and are not as they were, worded for the user."""
         now = config.to_dict()
         return [
             f"--{key} was {self.settings.get(key)} and is {value} now"
             for key, value in now.items()
-            if key not in MAY_DIFFER and self.settings.get(key) != value
+            if key not in besides and self.settings.get(key) != value
         ]
 
 

@@ -1,6 +1,7 @@
 """The frozen models that turn pictures and captions into tensors, loaded when they are needed."""
 
 import hashlib
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from scumble.errors import UserError
 from scumble.families import Components, Family, text_encoders
 from scumble.formats.container import write_atomically
 from scumble.training.runtime import Runtime
+from scumble.training.sealed import read_sealed, sealed
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 """Raise it when `Encoders.key` is found in another way."""
 
 
@@ -39,25 +41,41 @@ class Encoders:
         self.runtime = runtime
         self.notes = notes
         self.dtype = encoder_dtype(runtime.dtype)
+        self._keys: dict[str, str] = {}
 
-    def key(self, name: str) -> str:
-        """What the results of a component depend on, its tokenizer included."""
-        note = self._note(name)
-        if note is not None and note.is_file():
-            return note.read_text("utf-8")
-        self.load(name)
+    def key(self, name: str, dtype: torch.dtype | None = None) -> str:
+        """What the results of a component depend on, its tokenizer included.
+
+        Args:
+            name: of the component. If it is in memory, it must be as it was loaded.
+            dtype: that it computes in, if that is not the encoders' own.
+        """
+        if name not in self._keys:
+            self._keys[name] = self._find_key(name, dtype or self.dtype)
+        return self._keys[name]
+
+    def marks(self) -> dict[str, str]:
+        """Component -> a short form of its key, of all that were asked for."""
+        return {name: content_key(key)[:16] for name, key in sorted(self._keys.items())}
+
+    def _find_key(self, name: str, dtype: torch.dtype) -> str:
+        note = self._note(name, dtype)
+        known = None if note is None else read_sealed(note)
+        if known is not None:
+            return str(known["key"])
+        self.load(name, dtype)
         key = model_key(self.components[name])
         if name in text_encoders(self.family):
             key += _tokenizer_key(self.components[text_encoders(self.family)[name]])
         if note is not None:
             with suppress(UserError, OSError):  # a cache that is only read serves as well
-                write_atomically(note, key.encode())
+                write_atomically(note, json.dumps(sealed({"key": key})).encode())
         return key
 
-    def load(self, name: str) -> None:
-        """Have a component in memory, on the device."""
+    def load(self, name: str, dtype: torch.dtype | None = None) -> None:
+        """Have a component in memory, on the device; in the encoders' own dtype if not given."""
         if name not in self.components:
-            self.family.load(self.components, [name], self.dtype)
+            self.family.load(self.components, [name], dtype or self.dtype)
             self.components[name].to(self.runtime.device)
 
     def release(self, *names: str) -> None:
@@ -66,7 +84,7 @@ class Encoders:
         if self.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _note(self, name: str) -> Path | None:
+    def _note(self, name: str, dtype: torch.dtype) -> Path | None:
         paths = self.components.base.files(name)
         if name in text_encoders(self.family):
             paths = paths + self.components.base.files(text_encoders(self.family)[name])
@@ -77,8 +95,8 @@ class Encoders:
             facts = path.stat()
             times = facts.st_mtime_ns, facts.st_ctime_ns
             stamps.append(f"{path.resolve()}\0{facts.st_size}\0{facts.st_ino}\0{times}")
-        about = content_key(KEY_VERSION, self.family.name, name, str(self.dtype), *stamps)
-        return self.notes / f"{about[:32]}.txt"
+        about = content_key(KEY_VERSION, self.family.name, name, str(dtype), *stamps)
+        return self.notes / f"{about[:32]}.json"
 
 
 def encoders_of(

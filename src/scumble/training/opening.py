@@ -52,13 +52,16 @@ def open_workshop(
         check_words(config, components, family)
     resident = Resident(TensorStore(config.cache_folder), runtime.device)
     encoders = encoders_of(config, family, components, runtime)
+    for name in text_encoders(family) if config.encodes_in_every_step else ():
+        encoders.key(name, runtime.dtype)  # before anything is taught there
     gathered = gather_data(config, encoders, resident, choose)
     texts = _texts(config, encoders, gathered)
     denoiser = family.components[0]
-    _load_denoiser(config, family, components, runtime)
+    _load_denoiser(config, encoders)
     if config.gradient_checkpointing:
         components[denoiser].enable_gradient_checkpointing()
-    return Workshop(config, runtime, family, components, objective, gathered, texts)
+    marks = encoders.marks()
+    return Workshop(config, runtime, family, components, objective, gathered, texts, marks)
 
 
 def _load(
@@ -73,12 +76,13 @@ def _load(
         components[name].to(runtime.device)
 
 
-def _load_denoiser(
-    config: TrainConfig, family: Family, components: Components, runtime: Runtime
-) -> None:
+def _load_denoiser(config: TrainConfig, encoders: Encoders) -> None:
     """Load what trains, quantised on its way to the device where that is asked for."""
+    family, components, runtime = encoders.family, encoders.components, encoders.runtime
     name = family.components[0]
     family.load(components, [name], runtime.dtype)
+    if runtime.is_main:
+        encoders.key(name, runtime.dtype)
     if config.base_precision is not None:
         done = quantise(components[name], config.base_precision, device=runtime.device)
         console.say(

@@ -1,11 +1,13 @@
 """Encode pictures once, before training: the loop needs no VAE."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from scumble import console
@@ -17,6 +19,7 @@ from scumble.data.transforms import Crop, crops_of, mask_weights, pixels
 from scumble.families import Posterior
 from scumble.training.encoders import Encoders
 from scumble.training.resident import Resident
+from scumble.training.share_out import Piece, fill
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class EncodedExample:
         bucket: (height, width) in pixels.
         latent_keys: store keys of its crops and flips.
         mask_keys: store keys of its mask in the same crops and flips; empty without a mask.
+        crops: what each of those shows.
+        sha256: of the picture's file.
+        mask_sha256: of the mask's file; None without a mask.
     """
 
     id: str
@@ -36,6 +42,9 @@ class EncodedExample:
     bucket: tuple[int, int]
     latent_keys: tuple[str, ...]
     mask_keys: tuple[str, ...] = ()
+    crops: tuple[Crop, ...] = ()
+    sha256: str = ""
+    mask_sha256: str | None = None
 
 
 class Latents(NamedTuple):
@@ -64,12 +73,16 @@ class EncodedData:
 
     def latents(self, example: int, draw: torch.Generator) -> Latents:
         """One of an example's crops and flips, chosen by `draw`."""
-        keys = self.examples[example].latent_keys
-        view = int(torch.randint(len(keys), (), generator=draw))
-        entry = self.resident.require(keys[view])
+        view = self.view(example, draw)
+        entry = self.resident.require(self.examples[example].latent_keys[view])
         masks = self.examples[example].mask_keys
         mask = self.resident.require(masks[view])["mask"] if masks else None
         return Latents(Posterior(entry["mean"], entry["std"]), mask)
+
+    def view(self, example: int, draw: torch.Generator) -> int:
+        """Which of an example's crops and flips `draw` chooses."""
+        count = len(self.examples[example].latent_keys)
+        return int(torch.randint(count, (), generator=draw))
 
     def captions(self) -> set[str]:
         """Every caption that occurs."""
@@ -115,23 +128,26 @@ class PictureEncoder:
         Raises:
             UserError: an encoding is NaN, or the store cannot be written.
         """
-        examples, reused = [], 0
-        with console.progress(total, "encoding pictures", unit="picture") as bar:
+        examples: list[EncodedExample] = []
+
+        def pieces() -> Iterator[Piece]:
             for picture in pictures:
-                example, was_stored = self._picture(picture, sizes)
+                example = self._example(picture, sizes)
                 examples.append(example)
-                reused += was_stored
-                bar.update()
-        if reused:
+                make = partial(self._encode, picture, example)
+                yield Piece(picture.id, example.latent_keys + example.mask_keys, make)
+
+        with console.progress(total, "encoding pictures", unit="picture") as bar:
+            made = fill(self.store, pieces(), self.encoders.runtime.processes, bar.update)
+        if made < len(examples):
+            reused = len(examples) - made
             console.say(f"{reused} of {len(examples)} pictures were already in the cache.")
         for note in self.store.repaired:
             console.say(f"damaged cache entry made anew: {note}")
         self.store.repaired.clear()
         return EncodedData(examples, self.resident)
 
-    def _picture(
-        self, picture: Picture, sizes: Sequence[tuple[int, int]]
-    ) -> tuple[EncodedExample, bool]:
+    def _example(self, picture: Picture, sizes: Sequence[tuple[int, int]]) -> EncodedExample:
         bucket = nearest_bucket(picture.width_px, picture.height_px, sizes)
         crops = crops_of(
             picture.width_px,
@@ -142,35 +158,37 @@ class PictureEncoder:
         )
         mode = self.config.image_interpolation_mode
         keys = [content_key("latents", picture.sha256, c.key, mode, self.vae_key) for c in crops]
-        missing = [(k, c) for k, c in zip(keys, crops, strict=True) if k not in self.store]
-        if missing:
-            self._encode_crops(picture, missing)
-        masks = self._masks(picture, crops, keys)
-        example = EncodedExample(picture.id, picture.captions, bucket, tuple(keys), masks)
-        return example, not missing
+        mask, masks = picture.mask_sha256, []
+        if mask is not None and self.config.masked_loss:
+            masks = [content_key("mask", mask, latent_key) for latent_key in keys]
+        return EncodedExample(
+            picture.id,
+            picture.captions,
+            bucket,
+            tuple(keys),
+            tuple(masks),
+            crops,
+            picture.sha256,
+            mask,
+        )
 
-    def _encode_crops(self, picture: Picture, missing: Sequence[tuple[str, Crop]]) -> None:
-        self.encoders.load(self.vae)
-        family, components = self.encoders.family, self.encoders.components
-        image = picture.load()
-        for key, crop in missing:
-            pixels_CHW = pixels(image, crop, self.config.image_interpolation_mode)
-            posterior = family.encode_pixels(components, pixels_CHW[None])
-            entry = {"mean": posterior.mean[0], "std": posterior.std[0]}
-            self.store.put(key, entry, picture.id)
-
-    def _masks(
-        self, picture: Picture, crops: Sequence[Crop], latent_keys: Sequence[str]
-    ) -> tuple[str, ...]:
-        if picture.mask_sha256 is None or not self.config.masked_loss:
-            return ()
-        mask, keys = None, []
-        for crop, latent_key in zip(crops, latent_keys, strict=True):
-            key = content_key("mask", picture.mask_sha256, latent_key)
-            if key not in self.store:
+    def _encode(self, picture: Picture, example: EncodedExample, wanted: Collection[str]) -> None:
+        """Put entries of a picture into the store."""
+        image = mask = None
+        masks = example.mask_keys or (None,) * len(example.crops)
+        for crop, key, mask_key in zip(example.crops, example.latent_keys, masks, strict=True):
+            # Another process may have the latents of a mask that nobody has.
+            if key in wanted or (mask_key in wanted and key not in self.store):
+                image = image or picture.load()
+                self._encode_crop(image, crop, key, picture.id)
+            if mask_key is not None and mask_key in wanted:
                 mask = mask or picture.load_mask()
-                shape = self.store.require(latent_key)["mean"].shape
+                shape = self.store.require(key)["mean"].shape
                 weights_1HW = mask_weights(mask, crop, (shape[-2], shape[-1]))
-                self.store.put(key, {"mask": weights_1HW}, f"the mask of {picture.id}")
-            keys.append(key)
-        return tuple(keys)
+                self.store.put(mask_key, {"mask": weights_1HW}, f"the mask of {picture.id}")
+
+    def _encode_crop(self, image: Image, crop: Crop, key: str, label: str) -> None:
+        self.encoders.load(self.vae)
+        pixels_CHW = pixels(image, crop, self.config.image_interpolation_mode)
+        posterior = self.encoders.family.encode_pixels(self.encoders.components, pixels_CHW[None])
+        self.store.put(key, {"mean": posterior.mean[0], "std": posterior.std[0]}, label)

@@ -6,6 +6,7 @@ from typing import Any
 from scumble import console
 from scumble.errors import UserError
 from scumble.training.average import copy_into
+from scumble.training.blueprint import TEACHES_NOTHING
 from scumble.training.checkpoints import Checkpoint
 from scumble.training.phase import Phase, phase_name
 from scumble.training.taught import together
@@ -28,10 +29,12 @@ def continue_from(
             "Raise --max_train_steps, or resume from an earlier checkpoint.",
         )
     console.say(f"going on from {checkpoint.folder}, step {checkpoint.step}")
-    for difference in checkpoint.differences(workshop.config):
-        console.say(f"not as before: {difference}")
+    differences = checkpoint.differences(workshop.config)
     if checkpoint.data_digest != workshop.gathered.digest():
-        console.say("not as before: the pictures or captions have changed since the checkpoint")
+        differences.append("the pictures or captions have changed since the checkpoint")
+    for difference in differences:
+        console.say(f"not as before: {difference}")
+    workshop.runtime.events.note("resumed", step=checkpoint.step, changes=differences)
     state = checkpoint.training_state()
     learnt = together(phase.taught for phase in phases).named_state()
     saved = {name: tensor.shape for name, tensor in state["parameters"].items()}
@@ -51,4 +54,18 @@ def continue_from(
             "were, or start a new --output_dir.",
         )
     copy_into(learnt, state["parameters"])
+    taught_otherwise = [*state.get("changes", []), *_of_what_was_learnt(checkpoint, workshop)]
+    workshop.changes += dict.fromkeys(taught_otherwise)
     return state
+
+
+def _of_what_was_learnt(checkpoint: Checkpoint, workshop: Workshop) -> list[str]:
+    """What makes the run another than one that has had its present settings from the start."""
+    config = workshop.config
+    # Only where nothing hangs on how long the run is to be.
+    is_even = config.lr_scheduler.startswith("constant") and not config.learns_words
+    lengths = {"max_train_steps", "num_train_epochs"} if is_even else set()
+    found = checkpoint.differences(config, TEACHES_NOTHING | lengths)
+    if checkpoint.data_digest != workshop.gathered.digest():
+        found.append("the pictures or captions were others")
+    return found

@@ -13,14 +13,18 @@ from scumble.config import TrainConfig
 from scumble.config.train import describe
 from scumble.training import results
 from scumble.training.best import measured
+from scumble.training.blueprint import BLUEPRINT, blueprint, picture_sets
 from scumble.training.checkpoints import find_checkpoint
-from scumble.training.checkup import check_warmup, say_prompt_without_word
+from scumble.training.checkup import check_warmup, warnings
+from scumble.training.checkup.survey import survey
+from scumble.training.determinism import deterministic
 from scumble.training.fit import fit, memory_explained
 from scumble.training.interrupts import interruptible
 from scumble.training.lock import locked
 from scumble.training.methods import METHODS
 from scumble.training.opening import open_workshop
 from scumble.training.phase import Phase
+from scumble.training.picture_list import write_list
 from scumble.training.rates import ParameterGroup
 from scumble.training.record import (
     RECORD_NAME,
@@ -54,10 +58,10 @@ def train(config: TrainConfig) -> TrainResult:
     """
     folder = Path(config.output_dir)
     with interruptible(folder / RECORD_NAME):
-        with memory_explained(config) as levels:
+        with memory_explained(config) as levels, deterministic(config):
             runtime = prepare_runtime(config)
             ours = locked(folder, this_process()) if runtime.is_main else nullcontext()
-            with ours, closing(runtime.trackers):
+            with ours, closing(runtime.trackers), runtime.events.of_a_run(**this_process()):
                 result = _train(config, runtime, levels)
         if runtime.is_main:
             push_result(config)
@@ -79,7 +83,6 @@ def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainRes
     workshop = open_workshop(config, runtime)
     phases = METHODS[config.method](workshop)
     check_warmup(config, phases)
-    say_prompt_without_word(config)
     runtime.trackers.start(runtime.accelerator, config, checkpoint.step if checkpoint else 0)
     base = workshop.components.base
     facts = {
@@ -89,13 +92,18 @@ def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainRes
     }
     record = Record(config, facts)
     state = continue_from(checkpoint, workshop, phases) if checkpoint is not None else None
+    record.facts[BLUEPRINT] = blueprint(workshop)
     for line in describe(config):
         console.say(line)
     if runtime.is_main:
         record.save("running")
+        write_list(picture_sets(workshop.gathered), folder)
+        runtime.events.open()
     _report_start(workshop, phases)
     level, forecast = fit(workshop, phases)
     levels.append(level)
+    for finding in warnings(survey(workshop, phases, level, forecast)):
+        console.say(finding.line())
     record.facts["foretold_peak_mib"] = round(forecast.peak_bytes / 2**20, 1)
     sitting = Sitting(workshop, phases, record, checkpoint, state)
     try:

@@ -1,7 +1,7 @@
 """Workshop: what every training method builds its phases from."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -36,6 +36,8 @@ class Workshop:
         objective: noise schedule and prediction target.
         gathered: encoded pictures: to learn, to measure on, to hold the class to.
         texts: conditioning of captions.
+        marks: component of the base -> what tells its weights from others'; on the main process.
+        changes: settings that were others in earlier sittings, worded for the user.
     """
 
     config: TrainConfig
@@ -45,6 +47,8 @@ class Workshop:
     objective: DiscreteObjective
     gathered: Gathered
     texts: Texts
+    marks: Mapping[str, str] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
 
     @property
     def denoiser_name(self) -> str:
