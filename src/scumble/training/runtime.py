@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from scumble import console
 from scumble.config import TrainConfig
 from scumble.errors import UserError
 from scumble.inference.device import weight_dtype
+from scumble.training.events import Events
 from scumble.training.launch import connect, launched
 from scumble.training.processes import Processes
-from scumble.training.events import Events
 from scumble.training.trackers import Trackers, choose_trackers
 from scumble.training.watermark import Watermark
 
@@ -29,12 +28,14 @@ class Runtime:
         dtype: of the frozen weights.
         trackers: that the run reports to.
         events: of the run's folder.
+        processes: that train together.
     """
 
     accelerator: Any
     dtype: torch.dtype
     trackers: Trackers = field(default_factory=Trackers)
     events: Events = field(default_factory=Events)
+    processes: Processes = Processes()
 
     @cached_property
     def memory(self) -> Watermark:
@@ -112,7 +113,7 @@ def _prepare(config: TrainConfig, processes: Processes, on_gpu: bool) -> Runtime
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
 
-    # Only the main process reports, and writes files.
+    # Only the main process reports and writes files.
     trackers = Trackers(choose_trackers(config.report_to) if processes.is_main else ())
     project = ProjectConfiguration(
         project_dir=config.output_dir,
@@ -144,7 +145,8 @@ def _prepare(config: TrainConfig, processes: Processes, on_gpu: bool) -> Runtime
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    return Runtime(accelerator, dtype, trackers, processes)
+    events = Events(Path(config.output_dir) if processes.is_main else None, processes.rank)
+    return Runtime(accelerator, dtype, trackers, events, processes)
 
 
 def _peak_process_memory_mib() -> float:

@@ -1,6 +1,6 @@
 """What the denoiser is told of a caption: encoded once before training, or anew in every step."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +11,7 @@ from scumble.data.cache import content_key
 from scumble.families import Components, Conditioning, Family, text_encoders
 from scumble.training.encoders import Encoders
 from scumble.training.resident import Resident
+from scumble.training.share_out import Piece, fill
 
 BEYOND = "tokens_beyond"
 """Name in the store of the number of tokens that were cut off a caption."""
@@ -74,19 +75,22 @@ class EncodedTexts:
         store = self.resident.store
         wanted = sorted(set(captions))
         self.keys |= {caption: content_key("caption", caption, about) for caption in wanted}
-        missing = [caption for caption in wanted if self.keys[caption] not in store]
-        if missing:
-            for name in names:
-                encoders.load(name)
-            with console.progress(len(missing), "encoding captions", unit="caption") as bar:
-                for caption in missing:
-                    self._encode(caption, encoders)
-                    bar.update()
+        pieces = [self._piece(caption, encoders) for caption in wanted]
+        with console.progress(len(pieces), "encoding captions", unit="caption") as bar:
+            fill(store, pieces, encoders.runtime.processes, bar.update)
         for caption in wanted:
             _report(caption, int(store.require(self.keys[caption])[BEYOND][0]))
 
+    def _piece(self, caption: str, encoders: Encoders) -> Piece:
+        def make(_keys: Collection[str]) -> None:
+            self._encode(caption, encoders)
+
+        return Piece(_label(caption), (self.keys[caption],), make)
+
     def _encode(self, caption: str, encoders: Encoders) -> None:
         family, components = encoders.family, encoders.components
+        for name in text_encoders(family):
+            encoders.load(name)
         batch = family.encode_prompts(components, [caption])
         entry = {name: tensor[0] for name, tensor in batch.items()}
         beyond = max(
@@ -94,7 +98,11 @@ class EncodedTexts:
             for tokenizer in text_encoders(family).values()
         )
         entry[BEYOND] = torch.tensor([beyond])
-        self.resident.store.put(self.keys[caption], entry, f"the caption '{caption[:60]}'")
+        self.resident.store.put(self.keys[caption], entry, _label(caption))
+
+
+def _label(caption: str) -> str:
+    return f"the caption '{caption[:60]}'"
 
 
 class LiveTexts:
