@@ -87,6 +87,7 @@ class Journal:
         self.path = folder / LOG_NAME
         self.losses: list[float] = []
         self._pending: list[Pending] = []
+        self._restored: list[dict[str, Any]] = []
         self._overflows = 0
         self._lag = LAG_STEPS if runtime.device.type == "cuda" else 1
         self._restore(start)
@@ -146,6 +147,10 @@ class Journal:
             self.runtime.trackers.log(numbers, entry["step"])
         self._pace.begin_anew()
 
+    def tells(self, step: int, what: str) -> bool:
+        """Whether the log had an entry with `what` for a step when this sitting began."""
+        return any(entry["step"] == step and what in entry for entry in self._restored)
+
     def close(self) -> None:
         """End the progress bar."""
         self._bar.close()
@@ -196,6 +201,7 @@ class Journal:
         damaged = entries.count(None)
         kept = [entry for entry in entries if entry is not None and entry["step"] <= start]
         self.losses += [entry["loss"] for entry in kept if "loss" in entry]
+        self._restored = kept
         if damaged and self.runtime.is_main:
             console.say(f"{self.path}: {counted(damaged, 'line')} damaged and left out")
         if self.runtime.is_main and (damaged or cut_short or len(kept) < len(lines)):

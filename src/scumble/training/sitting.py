@@ -122,6 +122,7 @@ class Sitting:
             self.choice.waited = 0
         is_last = phase is self.phases[-1]
         recorder = recorder_for(self.workshop, phase)
+        self._draw_what_lacks(phase, average)
         for result in train_steps(phase, update, runtime, start, recorder):
             self.done += 1
             average.update(result.plan.index - phase.first_step, update.moved)
@@ -146,7 +147,8 @@ class Sitting:
         self, result: StepResult, update: Update, average: Average, stop: StopRequest
     ) -> None:
         config = self.workshop.config
-        if self._is_time(result):
+        is_time = self._is_time(result.plan.epoch, result.ends_epoch)
+        if is_time:
             self.journal.flush()
             self._measure(update, average)
         at_end = self.done == self.total or self._is_over
@@ -161,19 +163,28 @@ class Sitting:
                 f"{self.folder / f'checkpoint-{self.done}'}\n"
                 "  Go on with the same command and --resume_from_checkpoint latest."
             )
-        if config.validation_prompt is not None and self._is_time(result) and not at_end:
+        if config.validation_prompt is not None and is_time and not at_end:
             self.journal.flush()
             with average.applied():
                 self._draw()
 
-    def _is_time(self, result: StepResult) -> bool:
-        """Whether to measure and to draw after this step."""
+    def _is_time(self, epoch: int, ends_epoch: bool) -> bool:
+        """Whether to measure and to draw after the step just done, which was one of this epoch."""
         config = self.workshop.config
         if config.validation_steps is not None:
             return self.done % config.validation_steps == 0 or self.done == self.total
-        epoch = result.plan.epoch + 1
-        is_wanted = epoch % given(config.validation_epochs) == 0 and result.ends_epoch
+        is_wanted = (epoch + 1) % given(config.validation_epochs) == 0 and ends_epoch
         return is_wanted or self.done == self.total
+
+    def _draw_what_lacks(self, phase: Phase, average: Average) -> None:
+        """Draw what the last sitting would have drawn, had it not ended right behind a save."""
+        prompt = self.workshop.config.validation_prompt
+        if prompt is None or self.done == 0 or self.journal.tells(self.done, "samples"):
+            return
+        epoch = phase.plan.step(self.done - 1).epoch
+        if self._is_time(epoch, self.done % phase.plan.steps_per_epoch == 0):
+            with average.applied():
+                self._draw()
 
     def _measure(self, update: Update, average: Average) -> None:
         if self.held_out is None:
@@ -208,6 +219,7 @@ class Sitting:
             "average": average.state(),
             "choice": self.choice.state(),
             "phase": phase_name(self.phases, self.done),
+            "changes": self.workshop.changes,
         }
         with average.applied(), self._at_rest():
             self.writer.write(
@@ -216,6 +228,8 @@ class Sitting:
                 state,
                 name,
             )
+        written = name or f"checkpoint-{self.done}"
+        self.workshop.runtime.events.note("checkpoint", step=self.done, name=written)
 
     @contextmanager
     def _at_rest(self) -> Iterator[None]:
