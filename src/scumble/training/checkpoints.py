@@ -133,8 +133,10 @@ class CheckpointWriter:
             name: of a checkpoint that stays beside the numbered ones.
 
         Raises:
-            UserError: the folder cannot be written; older checkpoints are still there then.
+            UserError: the folder cannot be written, or there is nothing good to write; older
+                checkpoints are still there then.
         """
+        _require_finite(step, state)
         final = self.root / (name or f"checkpoint-{step}")
         draft = draft_of(final)
         try:
@@ -159,6 +161,9 @@ class CheckpointWriter:
                 "Older checkpoints are untouched. Make room, then go on with "
                 "--resume_from_checkpoint latest.",
             ) from error
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
         self._remove_oldest()
         return final
 
@@ -220,6 +225,22 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if named is not None and int(named[1]) != manifest["step"]:
         raise UserError(f"{folder} is of step {manifest['step']}, whatever its name", ANOTHER)
     return Checkpoint(folder, manifest["step"], manifest["settings"], manifest["data_digest"])
+
+
+def _require_finite(step: int, state: Mapping[str, Any]) -> None:
+    """Refuse what a step has ruined that no later one comes to find out.
+
+    Raises:
+        UserError: naming a parameter.
+    """
+    for part in ("parameters", "average"):
+        for name, tensor in state.get(part, {}).items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise UserError(
+                    f"after step {step}, {name} holds NaN or infinite values",
+                    "Older checkpoints are untouched. Lower --learning_rate, then go on with "
+                    "--resume_from_checkpoint latest.",
+                )
 
 
 def _replace(final: Path, draft: Path) -> None:
