@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,16 @@ def newest(folder: Path) -> int:
     return max((open_checkpoint(path).step for path in folder.glob("checkpoint-*")), default=0)
 
 
-def broken_in_between(place: Workplace, good: Standard, before: int) -> list[str]:
-    """What is not as promised behind a sudden death.
+def broken_in_between(
+    place: Workplace, good: Standard, before: int, statuses: Sequence[str]
+) -> list[str]:
+    """What is not as promised behind an early end.
 
     Args:
         place: of the run.
         good: what an undisturbed run leaves.
         before: the newest checkpoint's step when the run was started.
+        statuses: that the run may have.
     """
     out, broken = place.out, []
     for path in [*out.glob("checkpoint-*"), *out.glob("best")]:
@@ -89,7 +93,7 @@ def broken_in_between(place: Workplace, good: Standard, before: int) -> list[str
     if not (out / "run.json").exists():
         return broken
     status = read_run(out).status
-    if status not in ("interrupted", "finished"):
+    if status not in statuses:
         broken.append(f"the run counts as {status}")
     if status == "finished" and now.keys() != good.files.keys():
         broken.append("the run counts as finished, and is not")

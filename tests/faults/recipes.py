@@ -13,24 +13,27 @@ _EVERY = """
     --pretrained_model_name_or_path scumble-tiny --resolution 64 --train_batch_size 2 --rank 2
     --target_modules to_q
     --max_train_steps 6 --checkpointing_steps 2 --learning_rate 1e-3 --random_flip
-    --lr_scheduler cosine --validation_steps 3 --validation_share 0.25 --num_validation_images 1
+    --lr_scheduler cosine --validation_share 0.25 --num_validation_images 1
     --num_inference_steps 1 --report_to none --memory balanced
 """
-_WORD = "--placeholder_token <pip> --initializer_token circle --learnable_property object"
+_WORD = (
+    "--placeholder_token <pip> --initializer_token circle --learnable_property object "
+    "--validation_steps 3 --validation_prompt <pip>"
+)
 
 RECIPES = {
     "text_to_image": (
         "--train_data_dir pictures --checkpoints_total_limit 2 --caption_dropout 0.3 "
-        "--rank_dropout 0.2 --ema_decay 0.9 --validation_prompt circle"
+        "--rank_dropout 0.2 --ema_decay 0.9 --validation_steps 2 --validation_prompt circle"
     ),
     "dreambooth": (
         "--instance_data_dir pictures --instance_prompt pip --with_prior_preservation "
         "--class_data_dir class --class_prompt circle --num_class_images 2 --sample_batch_size 1 "
-        "--train_text_encoder --validation_prompt pip"
+        "--train_text_encoder --validation_steps 3 --validation_prompt pip"
     ),
-    "textual_inversion": f"--train_data_dir pictures {_WORD} --validation_prompt <pip>",
-    "pivotal_tuning": f"--train_data_dir pictures {_WORD} --validation_prompt <pip>",
-    "full": "--train_data_dir pictures --validation_prompt circle",
+    "textual_inversion": f"--train_data_dir pictures {_WORD}",
+    "pivotal_tuning": f"--train_data_dir pictures {_WORD}",
+    "full": "--train_data_dir pictures --validation_steps 2 --validation_prompt circle",
 }
 """Method -> what it is told beyond what all are told, in a workplace."""
 
@@ -67,7 +70,7 @@ class Workplace:
     def prepare(self) -> None:
         """Draw the pictures."""
         pictures = self.folder / "pictures"
-        pictures.mkdir(parents=True)
+        pictures.mkdir(parents=True, exist_ok=True)
         for number, colour in enumerate(COLOURS):
             image = Image.new("RGB", (96, 64), "black")
             ImageDraw.Draw(image).ellipse((8 + number, 12, 48, 52), colour)
@@ -86,10 +89,10 @@ class Workplace:
 
     def job(self, resume: bool = False, **options: object) -> Job:
         """The run as a job of the server."""
-        number = len(list(self.folder.glob("said-*.txt")))
+        number = len(list(self.folder.parent.glob(f"{self.folder.name}-said-*.txt")))
         return Job(
             self.arguments(resume),
-            str(self.folder / f"said-{number}.txt"),
+            f"{self.folder}-said-{number}.txt",  # not in it: its disk may be full
             {"XDG_CACHE_HOME": str(self.cache), "LOCALAPPDATA": str(self.cache)},
             str(self.folder),
             **options,  # type: ignore[arg-type]
@@ -98,4 +101,3 @@ class Workplace:
     def run(self, server: ForkServer, resume: bool = False, **options: object) -> Outcome:
         """Run to the end, or to the moment that the options name."""
         return server.run(self.job(resume, **options))
-
