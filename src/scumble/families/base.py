@@ -91,6 +91,9 @@ class Family(Protocol):
     def encode_pixels(self, components: Components, pixels_BCHW: Tensor) -> Posterior:
         """Run the VAE's encoder on pictures in [-1, 1]."""
 
+    def decode_latents(self, components: Components, latents_BCHW: Tensor) -> Tensor:
+        """Run the VAE's decoder: pictures in about [-1, 1], of scaled latents."""
+
     def predict(
         self,
         components: Components,

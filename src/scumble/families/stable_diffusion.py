@@ -129,6 +129,13 @@ class StableDiffusion:
         scaling = vae.config.scaling_factor
         return Posterior(posterior.mean * scaling, posterior.std * scaling)
 
+    @torch.no_grad()
+    def decode_latents(self, components: Components, latents_BCHW: Tensor) -> Tensor:
+        """Decode scaled latents into pictures in about [-1, 1]."""
+        vae = components["vae"]
+        latents_BCHW = latents_BCHW.to(vae.device, vae.dtype) / vae.config.scaling_factor
+        return cast(Tensor, vae.decode(latents_BCHW).sample)
+
     def predict(
         self,
         components: Components,

@@ -5,7 +5,7 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -169,6 +169,19 @@ class Draws:
         count = self.objective.schedule.num_timesteps
         draws = (self.draw("timestep", plan, position) for position in positions)
         return torch.tensor([sample(count, draw) for draw in draws])
+
+    def facts(self, plan: StepPlan, position: int) -> dict[str, Any]:
+        """Which picture stands at a position, and what of it is shown, ready for JSON."""
+        index = self.choose(plan, position)
+        example = self.data.examples[index]
+        crop = example.crops[self.data.view(index, self.draw("crop and flip", plan, position))]
+        return {
+            "id": example.id,
+            "sha256": example.sha256,
+            "bucket": [crop.bucket[1], crop.bucket[0]],
+            "crop": crop.position,
+            "flip": crop.flip,
+        }
 
     def draw(self, purpose: str, plan: StepPlan, position: int) -> torch.Generator:
         """The generator of one draw of one sample."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scumble.data.buckets import BatchPlan, StepPlan
 from scumble.randomness import generator
-from scumble.training.denoising import Denoising, Samples
+from scumble.training.denoising import Denoising, Draws, Samples
 from scumble.training.rates import ParameterGroup
 from scumble.training.taught import Taught
 
@@ -20,6 +20,10 @@ class SampleLoss(Protocol):
     @property
     def denoising(self) -> Denoising:
         """Which model is asked, and how."""
+
+    @property
+    def draws(self) -> Draws:
+        """Everything random about its samples."""
 
     def samples(self, plan: StepPlan, positions: range) -> Samples:
         """The samples at these positions of the step's batch, on the device."""

@@ -14,12 +14,13 @@ from scumble.config.train import describe
 from scumble.training import results
 from scumble.training.best import measured
 from scumble.training.blueprint import BLUEPRINT, blueprint, picture_sets
-from scumble.training.checkpoints import find_checkpoint
 from scumble.training.checkup import check_warmup, warnings
 from scumble.training.checkup.survey import survey
+from scumble.training.debug_batches import write_debug_batches
 from scumble.training.determinism import deterministic
 from scumble.training.fit import fit, memory_explained
 from scumble.training.interrupts import interruptible
+from scumble.training.launch import launcher
 from scumble.training.lock import locked
 from scumble.training.methods import METHODS
 from scumble.training.opening import open_workshop
@@ -29,16 +30,15 @@ from scumble.training.rates import ParameterGroup
 from scumble.training.record import (
     RECORD_NAME,
     Record,
-    claim_output,
-    is_finished,
     result_of,
     this_process,
 )
 from scumble.training.results import TrainResult
 from scumble.training.resume import continue_from
-from scumble.training.runtime import Runtime, prepare_runtime
-from scumble.training.sharing import check_destination, push_result
+from scumble.training.runtime import Runtime, check_alike, prepare_runtime
+from scumble.training.sharing import push_result
 from scumble.training.sitting import Sitting
+from scumble.training.start import LAUNCHER, find_start
 from scumble.training.workshop import Workshop
 
 
@@ -61,7 +61,12 @@ def train(config: TrainConfig) -> TrainResult:
         with memory_explained(config) as levels, deterministic(config):
             runtime = prepare_runtime(config)
             ours = locked(folder, this_process()) if runtime.is_main else nullcontext()
-            with ours, closing(runtime.trackers), runtime.events.of_a_run(**this_process()):
+            with (
+                runtime.processes.ending(),
+                ours,
+                closing(runtime.trackers),
+                runtime.events.of_a_run(**this_process()),
+            ):
                 result = _train(config, runtime, levels)
         if runtime.is_main:
             push_result(config)
@@ -70,14 +75,12 @@ def train(config: TrainConfig) -> TrainResult:
 
 def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainResult:
     folder = Path(config.output_dir)
-    checkpoint, notes = find_checkpoint(config)
-    if runtime.is_main:
-        claim_output(config, checkpoint)
-        check_destination(config)
-    runtime.accelerator.wait_for_everyone()
-    for note in notes:
+    check_alike(config, runtime.processes)
+    start = runtime.processes.from_main(lambda: find_start(config))
+    checkpoint = start.checkpoint
+    for note in start.notes:
         console.say(note)
-    if checkpoint is not None and is_finished(config):
+    if checkpoint is not None and start.is_finished:
         console.say(f"the run in {folder} is already finished after {checkpoint.step} steps")
         return TrainResult(folder, result_of(folder), checkpoint.step)
     workshop = open_workshop(config, runtime)
@@ -90,11 +93,12 @@ def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainRes
         "examples": len(workshop.gathered.train.examples),
         "total_steps": sum(phase.max_steps for phase in phases),
     }
+    facts |= {LAUNCHER: found} if (found := launcher()) else {}
     record = Record(config, facts)
     state = continue_from(checkpoint, workshop, phases) if checkpoint is not None else None
+    runtime.processes.equalise([p for phase in phases for p in phase.parameters()])
     record.facts[BLUEPRINT] = blueprint(workshop)
-    for line in describe(config):
-        console.say(line)
+    console.say("\n".join(describe(config)))
     if runtime.is_main:
         record.save("running")
         write_list(picture_sets(workshop.gathered), folder)
@@ -104,10 +108,13 @@ def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainRes
     levels.append(level)
     for finding in warnings(survey(workshop, phases, level, forecast)):
         console.say(finding.line())
+    if runtime.is_main:
+        write_debug_batches(workshop, phases, checkpoint.step if checkpoint else 0)
     record.facts["foretold_peak_mib"] = round(forecast.peak_bytes / 2**20, 1)
     sitting = Sitting(workshop, phases, record, checkpoint, state)
     try:
-        sitting.train()
+        with runtime.memory.stage("training"):
+            sitting.train()
         return _finish(workshop, sitting)
     except BaseException as error:
         if runtime.is_main:
@@ -152,8 +159,10 @@ def _finish(workshop: Workshop, sitting: Sitting) -> TrainResult:
         samples = results.write_pictures(workshop, taught, sitting.done, folder)
         scores = {"mean loss of the last steps": record.facts["loss"], **measured(sitting.choice)}
         results.write_card(workshop, taught, sitting.kept_step, folder, samples, scores)
+        memory = workshop.runtime.memory
+        record.facts["peak_memory_by_stage_mib"] = memory.by_stage()
         # Last: a run that was cut off in here is finished by resuming it.
         record.save("finished")
+        console.say(f"\n{memory.text()}")
         results.report_files(workshop, result, folder)
-    workshop.runtime.accelerator.end_training()
     return TrainResult(folder, result, sitting.done)
