@@ -71,9 +71,24 @@ def heard_by(listener: Callable[[str], None]) -> Iterator[None]:
         _listeners.remove(listener)
 
 
+_kept: list[list[str]] = []
+
+
+@contextmanager
+def unsaid() -> Iterator[list[str]]:
+    """Keep the lines that are said instead of printing them, for as long as the context lasts."""
+    _kept.append([])
+    try:
+        yield _kept[-1]
+    finally:
+        _kept.pop()
+
+
 def say(text: str) -> None:
     """Print a line, above any progress bar."""
-    if is_main_process():
+    if _kept:
+        _kept[-1].append(plain(text))
+    elif is_main_process():
         from tqdm import tqdm
 
         tqdm.write(plain(text), file=sys.stdout)

@@ -14,6 +14,7 @@ from scumble.redaction import keep_secrets_of
 
 VERBS = {
     "train": "teach a base model from your own pictures",
+    "doctor": "check a training run before it begins: its data, settings, memory, time",
     "generate": "draw pictures, with adapters on top of a base model",
     "ui": "train, draw and look after adapters in a web page",
     "runs": "list the runs on disk, and how far each of them is",
@@ -82,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
             _write(str(stopped))
         return EXIT_STOPPED
     except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_STOPPED)
+        return _fail("interrupted", EXIT_STOPPED) if console.is_main_process() else EXIT_STOPPED
 
 
 def _help() -> str:
@@ -101,8 +102,8 @@ def _help() -> str:
 
 def _quiet_libraries() -> None:
     """Keep the libraries' own chatter below ours, unless the user asked for it."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    for library in ("TRANSFORMERS", "DIFFUSERS", "DATASETS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "critical")  # they say errors twice
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # It warns of a kernel that its own build lacks, whether or not anybody asked for it.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 from scumble import console
 from scumble.cli.flags import parse_flags
@@ -44,30 +46,52 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         UserError: an unknown method, bad settings, bad input.
     """
+    config, _ = read_run("train", arguments)
+    if config is None:
+        return
+    with uncollected():
+        from scumble.training.run import train
+
+    train(config)
+
+
+def read_run(
+    verb: str, arguments: Sequence[str], *further: type
+) -> tuple[TrainConfig | None, dict[str, Any]]:
+    """Read a method and its flags.
+
+    Args:
+        verb: that they stand behind.
+        arguments: the words behind it.
+        further: groups of flags that are the verb's own.
+
+    Returns:
+        The settings of the run, None where help was asked for and shown; and the verb's own flags.
+
+    Raises:
+        UserError: an unknown method, or bad settings.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = "\n".join(f"  {name:18} {purpose}" for name, purpose in METHODS.items())
-        console.say(f"usage: scumble train METHOD ...\n\n{lines}\n")
-        console.say("scumble train METHOD --help explains every option.")
+        console.say(f"usage: scumble {verb} METHOD ...\n\n{lines}\n")
+        console.say(f"scumble {verb} METHOD --help explains every option.")
         if not arguments:
-            raise UserError("name a method", "For example: scumble train text_to_image --help")
-        return
+            raise UserError("name a method", f"For example: scumble {verb} text_to_image --help")
+        return None, {}
     method = arguments[0]
     if method not in METHODS:
         close = difflib.get_close_matches(method, METHODS, n=1)
         hint = f"Did you mean '{close[0]}'?" if close else f"Methods: {', '.join(METHODS)}."
         raise UserError(f"there is no training method '{method}'", hint)
     settings = parse_flags(
-        METHOD_GROUPS[method],
+        (*METHOD_GROUPS[method], *further),
         _without_foreign(method, arguments[1:]),
-        f"scumble train {method}",
+        f"scumble {verb} {method}",
         METHODS[method],
         METHOD_DEFAULTS[method],
     )
-    config = TrainConfig(method=method, **settings)
-    with uncollected():
-        from scumble.training.run import train
-
-    train(config)
+    own = {item.name: settings.pop(item.name) for group in further for item in fields(group)}
+    return TrainConfig(method=method, **settings), own
 
 
 def _without_foreign(method: str, arguments: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Foretell the memory that a run will need, from exact counts of one step."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +38,7 @@ class Forecast:
         scratch_bytes: of the device's libraries.
         heap_share: what the step's bytes take in memory, holes included, over what they are.
         before_bytes: the most that was in use up to now.
+        work: phase -> what one forward and backward pass of all its losses counts, in order.
     """
 
     now_bytes: int
@@ -46,6 +47,7 @@ class Forecast:
     scratch_bytes: int
     heap_share: float
     before_bytes: int
+    work: Mapping[str, Sequence[Count]] = field(default_factory=dict)
 
     @property
     def more_bytes(self) -> int:
@@ -70,10 +72,11 @@ def foretell(workshop: Workshop, phases: Sequence[Phase], level: str) -> Forecas
     learning = list(together(phase.taught for phase in phases).named_parameters().values())
     size = sum(parameter.nbytes for parameter in learning)
     copies = 2 + (workshop.config.ema_decay is not None)
-    steps = []
+    work = {}
     for phase in phases:
         phase.begin(phases)
-        steps += [_counted(workshop, phase, name, level) for name in phase.losses]
+        work[phase.name] = [_counted(workshop, phase, name, level) for name in phase.losses]
+    steps = [count for passes in work.values() for count in passes]
     return Forecast(
         now_bytes=workshop.runtime.memory_bytes(),
         learning_bytes=copies * size,
@@ -81,6 +84,7 @@ def foretell(workshop: Workshop, phases: Sequence[Phase], level: str) -> Forecas
         scratch_bytes=SCRATCH_BYTES,
         heap_share=_heap_share(workshop),
         before_bytes=round(workshop.runtime.peak_memory_mib() * 2**20),
+        work=work,
     )
 
 

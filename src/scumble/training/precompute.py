@@ -132,7 +132,7 @@ class PictureEncoder:
 
         def pieces() -> Iterator[Piece]:
             for picture in pictures:
-                example = self._example(picture, sizes)
+                example = self.example(picture, sizes)
                 examples.append(example)
                 make = partial(self._encode, picture, example)
                 yield Piece(picture.id, example.latent_keys + example.mask_keys, make)
@@ -147,7 +147,8 @@ class PictureEncoder:
         self.store.repaired.clear()
         return EncodedData(examples, self.resident)
 
-    def _example(self, picture: Picture, sizes: Sequence[tuple[int, int]]) -> EncodedExample:
+    def example(self, picture: Picture, sizes: Sequence[tuple[int, int]]) -> EncodedExample:
+        """What a picture becomes; nothing is encoded yet."""
         bucket = nearest_bucket(picture.width_px, picture.height_px, sizes)
         crops = crops_of(
             picture.width_px,

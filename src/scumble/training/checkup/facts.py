@@ -134,6 +134,7 @@ class Machine:
         dtype: of the frozen weights: float32, bfloat16 or float16.
         cores: that this process may use.
         threads: that PyTorch uses on the processor.
+        threads_set: whether somebody chose their number.
         load: how many cores others kept busy when it was looked at.
         unused_card: why an NVIDIA card that is there is not used; empty where none is.
         has_bf16: whether the device computes in bf16 itself.
@@ -149,6 +150,7 @@ class Machine:
     cores: float
     threads: int
     load: float = 0.0
+    threads_set: bool = False
     unused_card: str = ""
     has_bf16: bool = False
     tf32: bool | None = None

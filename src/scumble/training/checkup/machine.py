@@ -37,7 +37,8 @@ def threads(facts: Facts) -> Iterator[Finding]:
     it = facts.machine
     if it.device != "cpu":
         return
-    if it.threads < it.cores / 2:
+    # Of two threads of a core PyTorch by itself uses one.
+    if it.threads < it.cores / 2 or (it.threads_set and it.threads < it.cores):
         yield Finding(
             "note",
             TOPIC,

@@ -64,7 +64,7 @@ def no_effect(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "danger" if hopeless else "note",
             TOPIC,
-            f"the {rate.kind} {said}: {_product(facts, rate)} is {rate.effective:.1g}",
+            f"the {rate.kind} {said}: {_product(facts, rate)} = {rate.effective:.1g}",
             _raise(facts, rate, band),
         )
 
@@ -81,7 +81,7 @@ def too_fast(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "danger" if ruins else "note",
             TOPIC,
-            f"the {rate.kind} of {rate.name} {said}: {_product(facts, rate)} is "
+            f"the {rate.kind} of {rate.name} {said}: {_product(facts, rate)} = "
             f"{rate.effective:.1g}",
             _lower(facts, rate),
         )
@@ -131,14 +131,14 @@ def _product(facts: Facts, rate: Rate) -> str:
     config = facts.config
     if rate.kind != "adapters":
         return "the learning rate"
-    root = "sqrt(rank)" if config.use_rslora else "rank"
-    given = f"alpha {config.alpha:g} and rank {config.rank}" if config.alpha else "alpha and rank"
-    return f"learning rate x alpha / {root}, with {given}, x {rate.rate:.2g}"
+    root = "root of the rank" if config.use_rslora else "rank"
+    alpha = f"{config.alpha:g}" if config.alpha else "alpha"
+    return f"learning rate {rate.rate:.2g} x {alpha} / {root} ({config.rank})"
 
 
 def _raise(facts: Facts, rate: Rate, band: Band) -> str:
     if rate.kind == "adapters" and rate.scale < 0.5:
-        return f"Leave --alpha away, which makes it the rank: {rate.rate:.2g} then."
+        return f"Leave --alpha away: it is the rank then, and the product {rate.rate:.2g}."
     name = "--row_learning_rate" if _is_pivotal(facts, rate) else "--learning_rate"
     return f"Raise {name} to {band.slow / rate.scale:.1g} or more."
 

@@ -29,6 +29,7 @@ def surroundings(config: TrainConfig, runtime: Runtime) -> Machine:
         dtype=str(runtime.dtype).removeprefix("torch."),
         cores=usable_cores(),
         threads=torch.get_num_threads(),
+        threads_set=any(name in os.environ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
         unused_card=_unused_card(),
         has_bf16=ampere if is_card else device.type == "cpu" and processor_has_bf16(),
