@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 OLDEST_PYTHON = (3, 11)
-MOST_WORKERS = 4
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "set-up.json"
@@ -25,7 +24,7 @@ PYTHON = str(PROGRAMS / f"python{SUFFIX}")
 
 VERBS = {
     "demo": "teach the built-in base model a style, and show before and after",
-    "test": "run the tests; further words go to pytest, as in: test -k lora -x",
+    "test": "run the tests, with --long all of them; further words go to pytest: test -k lora",
     "check": "ruff, mypy --strict and import-linter: all of them, even if one fails",
     "setup": "only set up; the scumble command is then in .venv",
 }
@@ -152,7 +151,8 @@ def make_venv() -> None:
 
 def pytest_words(words: list[str]) -> list[str]:
     """Spread the tests over the cores, unless the user decides that or names single tests."""
-    workers = min(os.cpu_count() or 1, MOST_WORKERS)
+    workers = min(os.cpu_count() or 1, 4)
+    words = [word for word in words if word != "--long"] + ["-m", ""] * ("--long" in words)
     own = ("-n", "--numprocesses", "--dist")
     told = any(w.startswith(own) or "::" in w or (ROOT / w).is_file() for w in words)
     return words if told or workers == 1 else ["-n", str(workers), *words]

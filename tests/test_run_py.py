@@ -161,6 +161,11 @@ def test_one_core_runs_one_test_at_a_time(run, monkeypatch):
     assert run.pytest_words([]) == []
 
 
+def test_long_leaves_no_test_out(run, monkeypatch):
+    monkeypatch.setattr(run.os, "cpu_count", lambda: 1)
+    assert run.pytest_words(["--long", "-x"]) == ["-x", "-m", ""]
+
+
 def test_further_words_and_exit_codes_pass_through(run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     run.set_up(("test",), None)
