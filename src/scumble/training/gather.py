@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scumble import console
 from scumble.config import TrainConfig
+from scumble.data.cache import content_key
 from scumble.data.scan import Picture, ScanReport, scan
 from scumble.data.sources import image_folder
 from scumble.data.wording import listed
@@ -15,6 +16,7 @@ from scumble.training.class_pictures import draw_class_pictures
 from scumble.training.encoders import Encoders
 from scumble.training.find import Found, find_pictures, say_report
 from scumble.training.precompute import EncodedData, PictureEncoder
+from scumble.training.processes import Processes
 from scumble.training.resident import Resident
 
 
@@ -64,6 +66,8 @@ def gather_data(
     if class_pictures is None:
         class_pictures = _class_pictures(config, encoders, found)
     encoder = PictureEncoder(config, encoders, resident)
+    processes = encoders.runtime.processes
+    processes.agree({f"the base's {encoder.vae}": content_key(encoder.vae_key)[:16]})
     train = encoder.encode(found.train, found.sizes, length_hint(found.train, 0) or None)
     if found.streaming:
         say_report(found.report)
@@ -77,7 +81,22 @@ def gather_data(
         found.report,
     )
     encoders.release(encoder.vae)
+    _check_alike(gathered, processes)
     return gathered
+
+
+def _check_alike(gathered: Gathered, processes: Processes) -> None:
+    """Make sure that all processes have the same pictures and captions.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    digests = processes.together(gathered.digest)
+    if len(set(digests)) > 1:
+        parts = (gathered.train, gathered.held_out, gathered.class_pictures)
+        examples = [example for part in parts if part is not None for example in part.examples]
+        processes.agree({f"the caption of {e.id}": " | ".join(e.captions) for e in examples})
+        processes.agree({"the fingerprint of all pictures": gathered.digest()})
 
 
 def _class_pictures(config: TrainConfig, encoders: Encoders, found: Found) -> list[Picture]:

@@ -38,8 +38,12 @@ class HeldOut:
     @torch.no_grad()
     def loss(self) -> float:
         """Mean over all held-out pictures and noise levels."""
-        losses = [self._loss_of(index) for index in range(len(self.data.examples))]
-        return sum(losses) / len(losses)
+        processes, count = self.denoising.runtime.processes, len(self.data.examples)
+        own = range(processes.rank, count, processes.count)
+        parts = processes.together(lambda: [self._loss_of(index) for index in own])
+        # In the pictures' order, so that the sum is the same however many share the work.
+        losses = [parts[index % len(parts)][index // len(parts)] for index in range(count)]
+        return sum(losses) / count
 
     def _loss_of(self, index: int) -> float:
         device = self.denoising.runtime.device

@@ -36,7 +36,7 @@ class NotFiniteError(UserError):
     """
 
     def __init__(self, step: int, message: str, hint: str) -> None:
-        super().__init__(message, hint)
+        super().__init__(message, hint, everywhere=True)
         self.step = step
 
 
@@ -86,6 +86,8 @@ class Journal:
         self.runtime = runtime
         self.path = folder / LOG_NAME
         self.losses: list[float] = []
+        self.must_stop = False
+        """Whether some process was asked to stop, as far as results have been read."""
         self._pending: list[Pending] = []
         self._restored: list[dict[str, Any]] = []
         self._overflows = 0
@@ -123,12 +125,13 @@ class Journal:
         """
         # Taken out first: a bad result is reported once.
         pending, self._pending = self._pending, []
-        pairs = [torch.stack([p.result.loss, p.result.grad_norm]) for p in pending]
-        values = torch.stack(pairs).tolist() if pairs else []
+        rows = [torch.stack([r.loss, r.grad_norm, r.stop]) for _, _, r, _ in pending]
+        values = torch.stack(rows).tolist() if rows else []
         entries: list[dict[str, Any]] = []
         bad: NotFiniteError | None = None
         memory = round(self.runtime.peak_memory_mib(), 1)
-        for one, (loss, grad_norm) in zip(pending, values, strict=True):
+        for one, (loss, grad_norm, stop) in zip(pending, values, strict=True):
+            self.must_stop |= stop > 0
             if self._is_bad(loss, grad_norm):
                 bad = NotFiniteError(one.step, *_explain(one, loss))
                 break
@@ -191,7 +194,7 @@ class Journal:
 
     def _restore(self, start: int) -> None:
         """Keep the log of the steps that still stand, drop what came after the checkpoint."""
-        if not self.path.is_file():
+        if not self.runtime.is_main or not self.path.is_file():
             return
         try:
             *lines, cut_short = self.path.read_bytes().split(b"\n")
@@ -202,9 +205,9 @@ class Journal:
         kept = [entry for entry in entries if entry is not None and entry["step"] <= start]
         self.losses += [entry["loss"] for entry in kept if "loss" in entry]
         self._restored = kept
-        if damaged and self.runtime.is_main:
+        if damaged:
             console.say(f"{self.path}: {counted(damaged, 'line')} damaged and left out")
-        if self.runtime.is_main and (damaged or cut_short or len(kept) < len(lines)):
+        if damaged or cut_short or len(kept) < len(lines):
             text = "".join(json.dumps(entry) + "\n" for entry in kept)
             write_atomically(self.path, text.encode())
 

@@ -61,8 +61,8 @@ def _refuse_unconnected() -> None:
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ:
         raise UserError(
             "accelerate launch was asked for several processes and started one",
-            "It does so for --cpu. Use accelerate launch --multi_gpu --num_processes N, which works "
-            "on processors too, or torchrun --nproc_per_node N.",
+            "It does so for --cpu. Say --multi_gpu, which works on processors too, or use torchrun "
+            "--nproc_per_node N.",
         )
 
 

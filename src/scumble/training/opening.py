@@ -8,6 +8,7 @@ from scumble import console
 from scumble.config import TrainConfig
 from scumble.data.cache import TensorStore
 from scumble.families import Components, Family, family_of, locate, text_encoders
+from scumble.families.fingerprint import fingerprint
 from scumble.lean.quantise import quantise
 from scumble.training.encoders import Encoders, encoders_of
 from scumble.training.find import Found
@@ -83,6 +84,8 @@ def _load_denoiser(config: TrainConfig, encoders: Encoders) -> None:
     family, components, runtime = encoders.family, encoders.components, encoders.runtime
     name = family.components[0]
     family.load(components, [name], runtime.dtype)
+    mark = fingerprint(components.base, name) if runtime.num_processes > 1 else None
+    runtime.processes.agree({f"the base's {name}": mark})
     if runtime.is_main:
         encoders.key(name, runtime.dtype)
     if config.base_precision is not None:

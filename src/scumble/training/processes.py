@@ -6,6 +6,7 @@ a process ends otherwise, the others notice as soon as they want something of it
 """
 
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from scumble.errors import UserError, first_line
+from scumble.errors import Stopped, UserError, first_line
 
 T = TypeVar("T")
 
 PATIENCE_S = 60.0
 """So long the others wait at the end for the main process, which has files to write."""
+SHORT_PATIENCE_S = 3.0
+"""So long they wait where only they may have failed."""
 
 
 @dataclass(frozen=True)
@@ -134,19 +137,33 @@ class Processes:
                 for tensor in tensors:
                     torch.distributed.broadcast(tensor, src=0)
 
-    def leave_last(self) -> None:
-        """Wait until the main process has ended, or long enough.
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Where an error ends this process, let the main one end before it, and have its say.
 
         A launcher ends all processes once one has ended with an error, and the main one may still
-        have something to save or to say.
+        have something to save. Where it fails as well, what it says is enough.
         """
-        if self.is_main or not torch.distributed.is_initialized():
-            return
+        try:
+            yield
+        except UserError as error:
+            patience_s = PATIENCE_S if error.everywhere else SHORT_PATIENCE_S
+            error.everywhere = self._main_ends_within(patience_s) or error.everywhere
+            raise
+        except Stopped:
+            self._main_ends_within(PATIENCE_S)
+            raise
+
+    def _main_ends_within(self, seconds: float) -> bool:
+        if self.is_main:
+            return False
+        begin = time.monotonic()
         with suppress(RuntimeError):
-            # Nothing ever comes: the connection breaks.
+            # Nothing ever comes: either the time is over, or the connection breaks.
             request = torch.distributed.irecv(torch.zeros(1), src=0)
             if request is not None:
-                request.wait(timedelta(seconds=PATIENCE_S))
+                request.wait(timedelta(seconds=seconds))
+        return time.monotonic() - begin < seconds
 
 
 @contextmanager

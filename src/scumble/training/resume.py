@@ -35,7 +35,7 @@ def continue_from(
     for difference in differences:
         console.say(f"not as before: {difference}")
     workshop.runtime.events.note("resumed", step=checkpoint.step, changes=differences)
-    state = checkpoint.training_state()
+    state = workshop.runtime.processes.from_main(checkpoint.training_state)
     learnt = together(phase.taught for phase in phases).named_state()
     saved = {name: tensor.shape for name, tensor in state["parameters"].items()}
     if saved != {name: tensor.shape for name, tensor in learnt.items()}:

@@ -10,6 +10,7 @@ import torch
 
 from scumble import console
 from scumble.config import TrainConfig
+from scumble.config.sharing import shareable
 from scumble.errors import UserError
 from scumble.inference.device import weight_dtype
 from scumble.training.events import Events
@@ -35,7 +36,7 @@ class Runtime:
     dtype: torch.dtype
     trackers: Trackers = field(default_factory=Trackers)
     events: Events = field(default_factory=Events)
-    processes: Processes = Processes()
+    processes: Processes = field(default_factory=Processes)
 
     @cached_property
     def memory(self) -> Watermark:
@@ -87,6 +88,17 @@ def prepare_runtime(config: TrainConfig) -> Runtime:
     on_gpu = _has_gpu(processes)
     connect(processes, on_gpu)
     return processes.safely(lambda: _prepare(config, processes, on_gpu))
+
+
+def check_alike(config: TrainConfig, processes: Processes) -> None:
+    """Make sure that all processes were given the same settings; paths may differ.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    own = {"pretrained_model_name_or_path", "dataset_name", "dataloader_num_workers"}
+    settings = shareable(config.to_dict())
+    processes.agree({f"--{name}": value for name, value in settings.items() if name not in own})
 
 
 def _has_gpu(processes: Processes) -> bool:

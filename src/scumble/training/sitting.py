@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ class Sitting:
         self.choice = Choice(config.early_stop)
         if "choice" in self.state:
             self.choice.load_state(self.state["choice"])
-            self.choice = remembered_choice(self.choice, self.folder)
+            choice = partial(remembered_choice, self.choice, self.folder)
+            self.choice = workshop.runtime.processes.from_main(choice)
 
     @property
     def losses(self) -> list[float]:
@@ -98,7 +100,10 @@ class Sitting:
             # Nothing was left to train: what is kept is still in the checkpoint.
             copy_into(self.taught.named_parameters(), self.state["average"])
         if self.held_out is not None:
-            self.record.facts |= take_best(self.choice, self.done, self.folder, self.taught)
+            processes = self.workshop.runtime.processes
+            self.record.facts |= take_best(
+                self.choice, self.done, self.folder, self.taught, processes
+            )
         for phase in self.phases:
             phase.at_rest()
 
@@ -123,7 +128,8 @@ class Sitting:
         is_last = phase is self.phases[-1]
         recorder = recorder_for(self.workshop, phase)
         self._draw_what_lacks(phase, average)
-        for result in train_steps(phase, update, runtime, start, recorder):
+        wish = partial(getattr, stop, "requested")
+        for result in train_steps(phase, update, runtime, start, recorder, wish):
             self.done += 1
             average.update(result.plan.index - phase.first_step, update.moved)
             try:
@@ -155,7 +161,9 @@ class Sitting:
         if self.done % config.checkpointing_steps == 0 or at_end:
             self.journal.flush()
             self._save(update, average)
-        if stop.requested and not at_end:
+        # Several processes hear of the wish to stop with a step's numbers, all after the same one.
+        alone = self.workshop.runtime.num_processes == 1
+        if (stop.requested if alone else self.journal.must_stop) and not at_end:
             self.journal.flush()
             self._save(update, average)
             raise Stopped(
@@ -190,7 +198,7 @@ class Sitting:
         if self.held_out is None:
             return
         with average.applied(), self._at_rest():
-            loss = self.workshop.runtime.from_main(self.held_out.loss())
+            loss = self.held_out.loss()
         is_best = self.choice.add(self.done, loss)
         if self.workshop.runtime.is_main:
             self.journal.note({"step": self.done, "held_out_loss": loss})

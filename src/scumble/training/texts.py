@@ -72,6 +72,7 @@ class EncodedTexts:
         """
         names = text_encoders(encoders.family)
         about = "/".join(encoders.key(name) for name in names)
+        encoders.runtime.processes.agree({"the base's text encoder": content_key(about)[:16]})
         store = self.resident.store
         wanted = sorted(set(captions))
         self.keys |= {caption: content_key("caption", caption, about) for caption in wanted}
