@@ -15,6 +15,7 @@ from scumble.redaction import keep_secrets_of
 VERBS = {
     "train": "teach a base model from your own pictures",
     "doctor": "check a training run before it begins: its data, settings, memory, time",
+    "reproduce": "train again as an adapter or a run was trained, and compare",
     "generate": "draw pictures, with adapters on top of a base model",
     "ui": "train, draw and look after adapters in a web page",
     "runs": "list the runs on disk, and how far each of them is",

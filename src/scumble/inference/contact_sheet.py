@@ -42,8 +42,8 @@ def contact_sheet(cards: Sequence[Card], heading: str) -> Image.Image:
         One RGB picture.
     """
     texts = [_wrapped(card) for card in cards]
-    widths, heights = zip(*(_size(card, text) for card, text in zip(cards, texts, strict=True)))
-    width, height = max(widths), max(heights)
+    sizes = [_size(card, text) for card, text in zip(cards, texts, strict=True)]
+    width, height = (max(size[side] for size in sizes) for side in (0, 1))
     columns = max(1, min(len(cards), round(math.sqrt(len(cards) * SHAPE * height / width))))
     rows = math.ceil(len(cards) / columns)
     sheet_width = columns * (width + MARGIN_PX) + MARGIN_PX

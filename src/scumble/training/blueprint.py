@@ -28,7 +28,8 @@ BLUEPRINT = "blueprint"
 - `changes`: settings that were others in earlier sittings, worded.
 - `pictures`: what they are for -> {"count", "pictures", "captions"}, the last two are hashes.
 - `base`: component -> mark of its weights. `name` is what the base is called.
-- `versions`: of Python and the libraries. `machine`: device, processor or GPU, threads, processes.
+- `versions`: of Python and the libraries.
+- `machine`: device, its kind, number format, threads, processes.
 """
 
 TEACHES_NOTHING = (
@@ -93,7 +94,11 @@ def picture_sets(gathered: Gathered) -> PictureSets:
 
 def machine(runtime: Runtime) -> dict[str, Any]:
     """What of the machine decides the last digits of the numbers."""
-    facts: dict[str, Any] = {"device": runtime.device.type, "processes": runtime.num_processes}
+    facts: dict[str, Any] = {
+        "device": runtime.device.type,
+        "dtype": str(runtime.dtype).removeprefix("torch."),
+        "processes": runtime.num_processes,
+    }
     if runtime.device.type == "cuda":
         return facts | {"gpu": torch.cuda.get_device_name(runtime.device)}
     capability = torch.backends.cpu.get_cpu_capability()

@@ -212,6 +212,14 @@ def find_checkpoint(config: TrainConfig) -> tuple[Checkpoint | None, list[str]]:
     return open_checkpoint(folder), notes
 
 
+def newest_intact(root: Path) -> Path | None:
+    """The newest checkpoint of a run whose files are whole; None where there is none."""
+    for folder in _folders(root):
+        with suppress(UserError):
+            return open_checkpoint(folder).folder
+    return None
+
+
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Verify a checkpoint's files.
 

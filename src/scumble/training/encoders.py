@@ -107,6 +107,21 @@ def encoders_of(
     return Encoders(family, components, runtime, folder and folder / "encoders")
 
 
+def base_marks(encoders: Encoders, *, live: bool) -> dict[str, str]:
+    """The marks of all components of a base, as a run of it would note them.
+
+    Args:
+        encoders: each component that is not remembered is loaded and let go again.
+        live: whether the text encoders take part in every step.
+    """
+    family, dtype = encoders.family, encoders.runtime.dtype
+    stepping = {family.components[0], *(text_encoders(family) if live else ())}
+    for name in family.components:
+        encoders.key(name, dtype if name in stepping else None)
+        encoders.release(name)
+    return encoders.marks()
+
+
 def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
     """The format to encode in: the run's own, except that fp16 is too narrow for some VAEs."""
     return torch.float32 if dtype == torch.float16 else dtype

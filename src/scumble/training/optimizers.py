@@ -121,11 +121,20 @@ class Update:
             self.moved.copy_(1 - self.broken)
             if self.optimizer.defaults.get("fused") or not self.broken:
                 self.optimizer.step()
-        # In place where they are parts of one tensor: they must stay parts of it.
-        self.optimizer.zero_grad(set_to_none=not self.flats)
+        self.forget_gradients()
         for options, group in zip(self.optimizer.param_groups, self.groups, strict=True):
             self._pull_rows(group, options["lr"])
         return norm
+
+    @property
+    def loss_scale(self) -> float:
+        """What losses are multiplied by before the way back; 1 unless the base is fp16."""
+        return float(self.scaler.get_scale()) if self.scaler.is_enabled() else 1.0
+
+    def forget_gradients(self) -> None:
+        """Clear what `backward` has added up."""
+        # In place where they are parts of one tensor: they must stay parts of it.
+        self.optimizer.zero_grad(set_to_none=not self.flats)
 
     def _note(self, value: Tensor) -> None:
         """Remember that a loss or gradient was not finite."""

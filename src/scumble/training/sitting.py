@@ -17,6 +17,7 @@ from scumble.training.held_out import Choice, HeldOut
 from scumble.training.interrupts import StopRequest
 from scumble.training.journal import Journal, NotFiniteError
 from scumble.training.loop import StepResult, train_steps
+from scumble.training.not_finite import examined
 from scumble.training.optimizers import Update
 from scumble.training.phase import Phase, phase_name
 from scumble.training.record import Record
@@ -143,6 +144,8 @@ class Sitting:
                 # Nothing has moved since the bad step.
                 self.done = error.step - 1
                 self._save(update, average)
+                if runtime.is_main:
+                    raise examined(error, self.workshop, phase, update) from error
                 raise
             if self._is_over:
                 break
