@@ -55,7 +55,7 @@ def continue_from(
         )
     copy_into(learnt, state["parameters"])
     taught_otherwise = [*state.get("changes", []), *_of_what_was_learnt(checkpoint, workshop)]
-    workshop.changes += dict.fromkeys(taught_otherwise)
+    workshop.changes.extend(dict.fromkeys(taught_otherwise))
     return state
 
 
