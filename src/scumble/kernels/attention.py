@@ -63,7 +63,9 @@ def backends_for(dtype: torch.dtype, width: int, capability: tuple[int, int]) ->
         return order  # the others know half precision alone, and no GPU before Ampere
     if width <= MOST_FLASH_WIDTH:
         order.insert(0, SDPBackend.FLASH_ATTENTION)
-    if capability >= (9, 0) and width <= MOST_CUDNN_WIDTH:
+    # cuDNN's way back adds up in the order in which its threads finish.
+    may_vary = not torch.are_deterministic_algorithms_enabled()
+    if capability >= (9, 0) and width <= MOST_CUDNN_WIDTH and may_vary:
         order.insert(0, SDPBackend.CUDNN_ATTENTION)  # it alone uses Hopper's own instructions
     return order
 

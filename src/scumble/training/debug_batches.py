@@ -46,7 +46,7 @@ def write_debug_batches(workshop: Workshop, phases: Sequence[Phase], done: int) 
         return
     folder = Path(workshop.config.output_dir) / FOLDER
     bar = console.progress(len(steps), "drawing what is seen", unit="step")
-    with workshop.runtime.memory.stage("pictures"), _decoder(workshop), bar:
+    with workshop.runtime.stage("pictures"), _decoder(workshop), bar:
         for step in steps:
             phase = next(p for p in phases if step < p.first_step + p.max_steps)
             _write_step(workshop, phase, step, folder)

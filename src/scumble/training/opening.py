@@ -55,11 +55,11 @@ def open_workshop(
     encoders = encoders_of(config, family, components, runtime)
     for name in text_encoders(family) if config.encodes_in_every_step else ():
         encoders.key(name, runtime.dtype)  # before anything is taught there
-    with runtime.memory.stage("encoding"):
+    with runtime.stage("encoding"):
         gathered = gather_data(config, encoders, resident, choose)
         texts = _texts(config, encoders, gathered)
     denoiser = family.components[0]
-    with runtime.memory.stage("loading"):
+    with runtime.stage("loading"):
         _load_denoiser(config, encoders)
     if config.gradient_checkpointing:
         components[denoiser].enable_gradient_checkpointing()

@@ -133,7 +133,7 @@ def write_pictures(
     if not prompts or not workshop.config.before_after:
         return [], []
     try:
-        with workshop.runtime.memory.stage("pictures"):
+        with workshop.runtime.stage("pictures"):
             images, grid = draw_before_after(workshop, taught, prompts, seeds)
     except Exception as error:
         console.say(f"the before/after pictures failed; the adapter is safe: {first_line(error)}")

@@ -113,7 +113,7 @@ def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainRes
     record.facts["foretold_peak_mib"] = round(forecast.peak_bytes / 2**20, 1)
     sitting = Sitting(workshop, phases, record, checkpoint, state)
     try:
-        with runtime.memory.stage("training"):
+        with runtime.stage("training"):
             sitting.train()
         return _finish(workshop, sitting)
     except BaseException as error:

@@ -1,6 +1,8 @@
 """Where a run works: device, number format, processes, memory."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +44,13 @@ class Runtime:
     def memory(self) -> Watermark:
         """The most memory used, by stage."""
         return Watermark(self.device, _peak_process_memory_mib)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage of the run: its peak of memory is kept, and its end noted."""
+        with self.memory.stage(name):
+            yield
+        self.events.note("stage", name=name, peak_mib=self.memory.by_stage()[name])
 
     @property
     def device(self) -> torch.device:

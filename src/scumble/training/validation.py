@@ -18,7 +18,7 @@ from scumble.training.workshop import Workshop
 
 def draw_samples(workshop: Workshop, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
     """Draw every prompt with every seed, adapters on."""
-    with workshop.runtime.memory.stage("pictures"), whole_pipeline(workshop) as pipeline:
+    with workshop.runtime.stage("pictures"), whole_pipeline(workshop) as pipeline:
         return draw_all(pipeline, prompts, seeds, _sampling(workshop))
 
 

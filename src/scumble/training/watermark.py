@@ -6,6 +6,10 @@ from contextlib import contextmanager
 import torch
 
 
+BETWEEN = "between"
+"""What belongs to no stage."""
+
+
 class Watermark:
     """Peaks of memory by stage. Stages may stand in one another.
 
@@ -21,7 +25,7 @@ class Watermark:
         self.device = device
         self.of_process = of_process
         self.peaks: dict[str, float] = {}
-        self._stages = ["start"]
+        self._stages = [BETWEEN]
 
     def peak_mib(self) -> float:
         """The most of all stages so far."""
@@ -40,7 +44,7 @@ class Watermark:
     def by_stage(self) -> dict[str, float]:
         """Stage -> MiB, in the order in which they came."""
         self._note()
-        return {name: round(peak, 1) for name, peak in self.peaks.items()}
+        return {name: round(peak, 1) for name, peak in self.peaks.items() if name != BETWEEN}
 
     def text(self) -> str:
         """One line for the user."""
