@@ -4,11 +4,13 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 
 from scumble import console
 from scumble.config import TrainConfig
@@ -46,90 +48,149 @@ def draw_class_pictures(
     Raises:
         UserError: the folder holds drawn pictures of another prompt or base, or cannot be written.
     """
-    own, drawn_before = _pictures(folder)
+    processes = runtime.processes
+    own, drawn_before = processes.safely(lambda: _pictures(folder))
+    processes.agree({"the number of your own class pictures": len(own)})
     wanted = [_name(number) for number in range(max(0, config.num_class_images - len(own)))]
-    # Everybody has looked before anybody draws.
-    runtime.accelerator.wait_for_everyone()
-    if runtime.is_main:
+    artist = _Artist(config, family, components, runtime)
+
+    def begin() -> dict[str, str]:
         require_writable(folder, "--class_data_dir")
         if own:
             console.say(f"class pictures: {len(own)} of your own in {folder}")
-        _complete(config, family, components, runtime, folder, wanted)
-    runtime.accelerator.wait_for_everyone()
+        return _drawn(folder, artist.origin)
+
+    _complete(artist, folder, wanted, processes.from_main(begin))
     return set(drawn_before) - set(wanted)
 
 
 def _complete(
-    config: TrainConfig,
-    family: Family,
-    components: Components,
-    runtime: Runtime,
-    folder: Path,
-    wanted: Sequence[str],
+    artist: "_Artist", folder: Path, wanted: Sequence[str], drawn: dict[str, str]
 ) -> None:
-    base = components.base
-    origin = {
-        "class_prompt": config.class_prompt,
-        "base": base.reference,
-        "revision": base.revision,
-        "variant": base.variant,
-        "prediction_type": base.prediction_type,
-    }
-    drawn = _drawn(folder, origin)
+    """Have the pictures on each machine; several processes each draw some of what lacks."""
+    processes = artist.runtime.processes
+    kept = _Kept(folder, artist.origin, processes.leads_machine)
     intact = {name for name, digest in drawn.items() if _digest(folder / name) == digest}
-    for name in wanted:
-        if name in drawn and name not in intact:
-            console.say(f"class pictures: {name} is gone or changed and is drawn anew")
-    missing = [name for name in wanted if name not in intact]
+    kept.digests |= {name: drawn[name] for name in intact}
+    lacking = processes.together(lambda: [name for name in wanted if name not in intact])
+    missing = lacking[0]
+    elsewhere = sorted({name for names in lacking for name in names} - set(missing))
+    if elsewhere:
+        kept.add(processes.from_main(lambda: {n: (folder / n).read_bytes() for n in elsewhere}))
     if not missing:
         return
-    console.say(f"drawing {len(missing)} pictures of '{config.class_prompt}' into {folder}")
-    parts = Components(base)
-    family.load(parts, family.components, _dtype(config, runtime))
-    pipeline = build_pipeline(family, parts).to(runtime.device)
-    pipeline.set_progress_bar_config(disable=True)
-    kept = {name: drawn[name] for name in intact}
-
-    def keep(digests: dict[str, str]) -> None:
-        kept.update(digests)
-        _write_manifest(folder, origin, kept)
-
+    for name in missing:
+        if name in drawn:
+            console.say(f"class pictures: {name} is gone or changed and is drawn anew")
+    console.say(f"drawing {len(missing)} pictures of '{artist.config.class_prompt}' into {folder}")
     try:
-        _draw(pipeline, config, missing, folder, keep)
+        _draw(artist, missing, kept)
     except KeyboardInterrupt:
-        done = sum(1 for name in wanted if name in kept)
+        done = sum(1 for name in wanted if name in kept.digests)
         console.say(
             f"{done} of {len(wanted)} class pictures are drawn and kept in {folder}; the same "
             "command goes on"
         )
         raise
-    del pipeline, parts
-    if runtime.device.type == "cuda":
-        torch.cuda.empty_cache()
+    artist.leave()
 
 
-def _draw(
-    pipeline: Any,
-    config: TrainConfig,
-    names: Sequence[str],
-    folder: Path,
-    keep: Callable[[dict[str, str]], None],
-) -> None:
-    """Draw pictures batch by batch; `keep` is told of name -> sha256 after each."""
+def _draw(artist: "_Artist", names: Sequence[str], kept: "_Kept") -> None:
+    """Draw pictures batch by batch, each process another batch; the same batches however many."""
+    processes, size = artist.runtime.processes, artist.config.sample_batch_size
+    batches = [names[start : start + size] for start in range(0, len(names), size)]
     with console.progress(len(names), "drawing the class", unit="picture") as bar:
-        for start in range(0, len(names), config.sample_batch_size):
-            batch = names[start : start + config.sample_batch_size]
-            seeds = [_seed(name) for name in batch]
-            prompts = [config.class_prompt or ""] * len(batch)
-            digests = {}
-            images = draw_together(pipeline, prompts, seeds, SAMPLING)
-            for name, image in zip(batch, images, strict=True):
-                buffer = io.BytesIO()
-                image.save(buffer, format="PNG")
-                write_atomically(folder / name, buffer.getvalue())
-                digests[name] = hashlib.sha256(buffer.getvalue()).hexdigest()
-                bar.update()
-            keep(digests)
+        for first in range(0, len(batches), processes.count):
+            own = batches[first + processes.rank : first + processes.rank + 1]
+            drawn = processes.together(partial(artist.draw, own[0] if own else []))
+            pictures = {name: content for part in drawn for name, content in part.items()}
+            processes.safely(partial(kept.add, pictures))
+            bar.update(len(pictures))
+
+
+class _Artist:
+    """The frozen base as it draws its class; loaded for the first picture.
+
+    Args:
+        config: names the class.
+        family: how to load and draw.
+        components: of the base, which is not changed.
+        runtime: where to draw.
+    """
+
+    def __init__(
+        self, config: TrainConfig, family: Family, components: Components, runtime: Runtime
+    ) -> None:
+        self.config = config
+        self.family = family
+        self.base = components.base
+        self.runtime = runtime
+        self._pipeline: Any = None
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the pictures depend on."""
+        return {
+            "class_prompt": self.config.class_prompt,
+            "base": self.base.reference,
+            "revision": self.base.revision,
+            "variant": self.base.variant,
+            "prediction_type": self.base.prediction_type,
+        }
+
+    def draw(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Draw pictures as one batch; their files' contents."""
+        if not names:
+            return {}
+        prompts = [self.config.class_prompt or ""] * len(names)
+        images = draw_together(self._ready(), prompts, [_seed(n) for n in names], SAMPLING)
+        return {name: _png(image) for name, image in zip(names, images, strict=True)}
+
+    def leave(self) -> None:
+        """Give the memory back."""
+        self._pipeline = None
+        if self.runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _ready(self) -> Any:
+        if self._pipeline is None:
+            parts = Components(self.base)
+            self.family.load(parts, self.family.components, _dtype(self.config, self.runtime))
+            self._pipeline = build_pipeline(self.family, parts).to(self.runtime.device)
+            self._pipeline.set_progress_bar_config(disable=True)
+        return self._pipeline
+
+
+class _Kept:
+    """The drawn pictures of a folder, with their list.
+
+    Args:
+        folder: of the pictures.
+        origin: what they depend on.
+        writes: whether this process is the one of its machine that writes there.
+    """
+
+    def __init__(self, folder: Path, origin: dict[str, Any], writes: bool) -> None:
+        self.folder = folder
+        self.origin = origin
+        self.writes = writes
+        self.digests: dict[str, str] = {}
+
+    def add(self, pictures: dict[str, bytes]) -> None:
+        """Keep pictures that are not there, or are others there."""
+        new = {name: hashlib.sha256(content).hexdigest() for name, content in pictures.items()}
+        for name, content in pictures.items():
+            if self.writes and self.digests.get(name) != new[name]:
+                write_atomically(self.folder / name, content)
+        self.digests |= new
+        if self.writes:
+            _write_manifest(self.folder, self.origin, self.digests)
+
+
+def _png(image: Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _drawn(folder: Path, origin: dict[str, Any]) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """Ctrl-C and kill: finish the step, save, and stop in good order."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,9 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from scumble import console
+
+SAME_WISH_S = 5.0
+"""Signals that come so close together through a launcher are one."""
 
 
 class StopRequest:
@@ -19,6 +24,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self._since = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -38,8 +44,11 @@ class StopRequest:
 
     def _receive(self, _number: int, _frame: FrameType | None) -> None:
         if self.requested:
+            # A launcher passes on what its processes may have had themselves already.
+            if "RANK" in os.environ and time.monotonic() - self._since < SAME_WISH_S:
+                return
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self._since = True, time.monotonic()
         console.say("stopping after this step; once more stops at once")
 
 
