@@ -2,6 +2,9 @@
 
 from scumble.redaction import redacted
 
+LONGEST = 1000
+"""So many characters of what another library says are passed on: some repeat all that they got."""
+
 
 class UserError(Exception):
     """Something the user can put right: what is wrong, and what to do about it.
@@ -31,6 +34,7 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of another library says, cut to its first line, secrets hidden."""
+    """What an exception of another library says: its first line, cut short, secrets hidden."""
     lines = redacted(str(error)).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    said = lines[0] if lines else type(error).__name__
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]}..."

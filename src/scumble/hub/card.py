@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from scumble.formats.files import WEIGHT_NAME
@@ -173,6 +174,22 @@ def _elsewhere(facts: CardFacts) -> str:
             f"Put `{facts.words}` into `embeddings` under the name by which you call it in prompts."
         )
     return "\n".join(lines) + "\n\n"
+
+
+def header_of(card: Path) -> dict[str, Any]:
+    """The header of a card, which may be anybody's; empty where there is none to be read.
+
+    Its values may be of any kind: only words and numbers should be shown, as the same list may
+    stand in itself a billion times.
+    """
+    import yaml
+
+    try:
+        parts = card.read_text("utf-8", errors="replace").split("---", 2)
+        header = yaml.safe_load(parts[1]) if len(parts) == 3 else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return header if isinstance(header, dict) else {}
 
 
 def card_for_hub(text: str, repo_id: str) -> str:

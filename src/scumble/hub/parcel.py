@@ -121,9 +121,9 @@ def _settings(record: Path) -> str | None:
     import yaml
 
     try:
-        settings: dict[str, Any] = json.loads(record.read_text("utf-8"))["settings"]
+        settings: dict[str, Any] = dict(json.loads(record.read_text("utf-8"))["settings"])
         method = settings.pop("method")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     kept = {name: value for name, value in shareable(settings).items() if value is not None}
     first = f"# scumble train {method} --config {SETTINGS_NAME} --output_dir OUT, and your pictures"

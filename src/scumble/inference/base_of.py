@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scumble.formats.container import read_content
 from scumble.formats.files import adapter_file
+from scumble.hub.card import header_of
 from scumble.hub.pull import local_adapter
 
 
@@ -41,16 +42,7 @@ def _hub_id(metadata: Mapping[str, str]) -> str | None:
 
 
 def _card_base(card: Path) -> str | None:
-    if not card.is_file():
-        return None
-    import yaml
-
-    parts = card.read_text("utf-8", errors="replace").split("---", 2)
-    try:
-        header = yaml.safe_load(parts[1]) if len(parts) == 3 else None
-    except (yaml.YAMLError, RecursionError):
-        return None
-    base = header.get("base_model") if isinstance(header, dict) else None
+    base = header_of(card).get("base_model")
     if isinstance(base, list):
         base = base[0] if base else None
-    return str(base) if base else None
+    return base if isinstance(base, str) and base else None

@@ -256,8 +256,10 @@ def _numbers(path: Path) -> list[int]:
 def _existing(folder: Path, name: Any) -> Path | None:
     """A file beside the record; never one outside, whatever the record says."""
     last = Path(name).name if isinstance(name, str) and "\0" not in name else ""
-    path = folder / last
-    return path if last not in ("", "..") and path.exists() else None
+    try:
+        return folder / last if last not in ("", "..") and (folder / last).exists() else None
+    except OSError:  # too long
+        return None
 
 
 def _number(value: Any) -> float | None:

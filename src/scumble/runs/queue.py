@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from scumble.config import TrainConfig
 from scumble.errors import UserError
-from scumble.formats.container import is_plain_name, write_atomically
+from scumble.formats.container import is_plain_name, is_possible, write_atomically
 from scumble.runs.listing import RECORD_NAME, is_alive
 from scumble.runs.process import ask_to_stop, start_detached
 
@@ -181,6 +181,8 @@ class Queue:
 def _read_job(folder: Path) -> Job | None:
     match _read(folder / JOB):
         case {"method": str(method), "output_dir": str(output), "queued": float(queued)}:
+            if not is_possible(output):
+                return None
             state, code = _state(folder)
             return Job(folder, method, Path(output), queued, state, code)
     return None
@@ -193,7 +195,8 @@ def _state(folder: Path) -> tuple[State, int | None]:
         return ("cancelled" if asked else "waiting"), None
     ended = _read(folder / ENDED)
     if ended is not None or not is_alive(process):
-        return "ended", (ended or {}).get("code")
+        code = (ended or {}).get("code")
+        return "ended", code if isinstance(code, int) else None
     return ("stopping" if asked else "running"), None
 
 

@@ -57,8 +57,12 @@ class Folders:
         Raises:
             UserError: it is outside of the folders that may be read, whether it exists or not.
         """
-        path = Path(text.strip()).expanduser()
-        if not text.strip() or "\0" in text or not self.contains(path):
+        try:
+            path = Path(text.strip()).expanduser()
+            is_allowed = bool(text.strip()) and self.contains(path)
+        except (OSError, RuntimeError, ValueError):  # too long, of nobody's home, with a NUL
+            is_allowed = False
+        if not is_allowed:
             raise UserError(
                 f"'{text}' is outside of the folders that this page may read",
                 "Start the page with --allow FOLDER to let it read another one.",
@@ -72,7 +76,7 @@ class Folders:
             UserError: it is a path outside of the folders that may be read.
         """
         looks_local = text.startswith(("/", ".", "~")) or "\\" in text or ":" in text
-        if looks_local or text.count("/") > 1 or Path(text).exists():
+        if looks_local or text.count("/") > 1 or len(text) > 250 or Path(text).exists():
             return str(self.inside(text))
         return text
 

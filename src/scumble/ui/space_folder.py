@@ -12,6 +12,7 @@ from typing import Any
 from scumble.errors import UserError
 from scumble.families.locate import BUILT_IN
 from scumble.formats.container import require_writable
+from scumble.hub.card import header_of
 from scumble.ui.space import ADAPTERS, SETTINGS
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -147,17 +148,15 @@ def _run_settings(file: Path) -> dict[str, Any]:
     """Settings of the run that wrote a file; none for a file that lies alone."""
     try:
         settings = json.loads(file.with_name("run.json").read_text("utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return settings if isinstance(settings, dict) else {}
 
 
 def _shown_prompts(card: Path) -> list[str]:
     """The prompts of the sample pictures on a model card, as far as there are any."""
-    import yaml
-
-    try:
-        header = yaml.safe_load(card.read_text("utf-8").split("---", 2)[1])
-        return [str(entry["text"]) for entry in header["widget"]]
-    except (OSError, ValueError, IndexError, KeyError, TypeError, yaml.YAMLError):
+    entries = header_of(card).get("widget")
+    if not isinstance(entries, list):
         return []
+    texts = [entry.get("text") for entry in entries if isinstance(entry, dict)]
+    return [text for text in texts if isinstance(text, str)]
