@@ -13,8 +13,9 @@ from recipes import Workplace
 from scumble.errors import UserError
 from scumble.runs.listing import read_run
 from scumble.training.checkpoints import open_checkpoint
+from scumble.training.lock import LOCK_NAME
 
-TIMED = ("run.json", "log.jsonl", "manifest.json")
+TIMED = ("run.json", "log.jsonl", "events.jsonl", "manifest.json", LOCK_NAME)
 """Files that say when and how; what else a run leaves has the same bytes every time."""
 
 
@@ -115,5 +116,6 @@ def broken_in_the_end(place: Workplace, good: Standard, last: Outcome) -> list[s
         broken.append("the log differs")
     if read_run(place.out).status != "finished":
         broken.append(f"the run counts as {read_run(place.out).status}")
-    broken += [f"{path.name} is left over" for path in place.folder.rglob("*.tmp")]
+    left = [*place.folder.rglob("*.tmp"), *place.out.glob(LOCK_NAME)]
+    broken += [f"{path.name} is left over" for path in left]
     return broken

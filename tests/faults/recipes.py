@@ -1,11 +1,14 @@
 """One short run of every method that goes through every phase it has."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fork_server import ForkServer, Job, Outcome
 from PIL import Image, ImageDraw
+
+from scumble.cli.main import run
 
 COLOURS = ("red", "green", "blue", "yellow")
 
@@ -101,3 +104,12 @@ class Workplace:
     def run(self, server: ForkServer, resume: bool = False, **options: object) -> Outcome:
         """Run to the end, or to the moment that the options name."""
         return server.run(self.job(resume, **options))
+
+    def run_here(self, resume: bool = False) -> int:
+        """Run in this process; the exit code."""
+        before = Path.cwd()
+        os.chdir(self.folder)
+        try:
+            return run(self.arguments(resume))
+        finally:
+            os.chdir(before)
