@@ -144,8 +144,18 @@ def user_path(text: str | Path) -> Path:
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"there can be nothing at {str(text)[:200]} ({reason})") from error
+        message = f"there can be nothing at {str(text)[:200]} ({reason})"
+        raise UserError(message, "Check the path.") from error
     return path
+
+
+def is_possible(path: str) -> bool:
+    """Whether there can be a file of that name at all, whoever says it."""
+    try:
+        Path(path).exists()
+    except (OSError, ValueError):
+        return False
+    return "\0" not in path
 
 
 def is_plain_name(name: object) -> bool:
@@ -165,6 +175,7 @@ def require_writable(folder: Path, flag: str) -> None:
     Raises:
         UserError: naming what is in the way.
     """
+    user_path(folder)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(
