@@ -29,7 +29,9 @@ def fit(workshop: Workshop, phases: Sequence[Phase]) -> tuple[str, Forecast]:
         The level, and what the run will need.
     """
     config, runtime = workshop.config, workshop.runtime
-    free = free_bytes(runtime.device)
+    # The same everywhere, so that all processes compute alike.
+    local_count = runtime.processes.local_count
+    free = min(runtime.processes.together(lambda: free_bytes(runtime.device, local_count)))
     levels = list(LEVELS) if config.memory == "auto" else [config.memory]
     if config.teaches_every_weight:
         levels = ["off"]

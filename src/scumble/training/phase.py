@@ -48,11 +48,13 @@ class Dropouts:
         ranks: share of the ranks of each layer, drawn once per step.
         inputs: share of an adapter's inputs, drawn anew in each forward pass.
         seed: of the run.
+        process: number of this one, which has other samples and draws for them otherwise.
     """
 
     ranks: float = 0.0
     inputs: float = 0.0
     seed: int = 0
+    process: int = 0
 
     @property
     def any(self) -> bool:
@@ -110,7 +112,9 @@ class Phase:
             adapters.drop_ranks(self.dropouts.ranks, draw)
             adapters.drop_inputs(self.dropouts.inputs)
         if self.dropouts.inputs:
-            torch.manual_seed(generator(self.dropouts.seed, "input dropout", step).initial_seed())
+            place = (step, self.dropouts.process) if self.dropouts.process else (step,)
+            draw = generator(self.dropouts.seed, "input dropout", *place)
+            torch.manual_seed(draw.initial_seed())
 
     def at_rest(self) -> None:
         """Put adapters into the state in which they are saved and drawn with."""

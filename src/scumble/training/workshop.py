@@ -71,7 +71,9 @@ class Workshop:
 
     def dropouts(self) -> Dropouts:
         """What is switched off of adapters while they train."""
-        return Dropouts(self.config.rank_dropout, self.config.lora_dropout, self.config.seed)
+        config = self.config
+        seeds = (config.seed, self.runtime.rank)
+        return Dropouts(config.rank_dropout, config.lora_dropout, *seeds)
 
     def picture_loss(self) -> DenoisingLoss:
         """The loss of the pictures that are to be learnt."""
