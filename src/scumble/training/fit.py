@@ -30,8 +30,8 @@ def fit(workshop: Workshop, phases: Sequence[Phase]) -> tuple[str, Forecast]:
     """
     config, runtime = workshop.config, workshop.runtime
     # The same everywhere, so that all processes compute alike.
-    local_count = runtime.processes.local_count
-    free = min(runtime.processes.together(lambda: free_bytes(runtime.device, local_count)))
+    shares = runtime.processes.together(lambda: free_bytes(runtime.device) // runtime.sharers)
+    free = min(shares)
     levels = list(LEVELS) if config.memory == "auto" else [config.memory]
     if config.teaches_every_weight:
         levels = ["off"]

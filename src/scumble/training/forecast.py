@@ -152,13 +152,8 @@ def _on_meta(samples: Samples) -> Samples:
     )
 
 
-def free_bytes(device: torch.device, processes: int = 1) -> int:
-    """How much more of a device's memory a process can use.
-
-    Args:
-        device: of the process.
-        processes: of the run on this machine; each GPU has one, and main memory is shared.
-    """
+def free_bytes(device: torch.device) -> int:
+    """How much more of a device's memory can be used."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # What PyTorch holds in reserve is free for us too.
@@ -167,7 +162,7 @@ def free_bytes(device: torch.device, processes: int = 1) -> int:
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     import psutil
 
-    return min(int(psutil.virtual_memory().available), _container_bytes()) // processes
+    return min(int(psutil.virtual_memory().available), _container_bytes())
 
 
 def _container_bytes(root: Path = Path("/sys/fs/cgroup")) -> int:

@@ -73,6 +73,11 @@ class Runtime:
         """Whether this process writes files."""
         return self.processes.is_main
 
+    @property
+    def sharers(self) -> int:
+        """How many processes use the device's memory; each GPU has one."""
+        return self.processes.local_count if self.device.type == "cpu" else 1
+
     def memory_bytes(self) -> int:
         """Memory in use now: of the GPU where there is one, else of the process."""
         if self.device.type == "cuda":

@@ -54,7 +54,7 @@ def survey(
             level=level,
             peak_bytes=forecast.peak_bytes,
             more_bytes=forecast.more_bytes,
-            free_bytes=free_bytes(runtime.device, runtime.processes.local_count),
+            free_bytes=free_bytes(runtime.device) // runtime.sharers,
             checkpoint_bytes=_checkpoint_bytes(workshop, phases),
             disk_free_bytes=disk_free_bytes(Path(config.output_dir)),
         ),
