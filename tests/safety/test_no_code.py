@@ -19,7 +19,7 @@ from scumble.errors import UserError
 from scumble.families import Components, family_of, locate
 from scumble.inference.generator import build_pipeline
 from scumble.training.checkpoints import STATE, CheckpointWriter, open_checkpoint
-from source_tree import Module, calls, modules
+from source_tree import calls, modules
 
 NOT_RUN = "nothing of it was run|could run code|can run what is in it"
 
@@ -211,9 +211,9 @@ def _is_ours(call: ast.Call) -> bool:
     return isinstance(first, ast.Constant) or ast.unparse(wanted) == "_HOMES[name]"
 
 
-@pytest.mark.parametrize("m", modules(), ids=lambda m: m.name)
-def test_no_call_that_could_run_a_file(m: Module) -> None:
-    assert dangers(m.tree) == []
+def test_no_call_that_could_run_a_file() -> None:
+    found = {m.name: dangers(m.tree) for m in modules()}
+    assert {name: lines for name, lines in found.items() if lines} == {}
 
 
 def test_pickles_are_opened_in_one_place() -> None:

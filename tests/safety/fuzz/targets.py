@@ -467,11 +467,11 @@ TARGETS = [
     Target("class_pictures.json", [text(CLASS_LIST)], class_list),
     Target("entry of the cache", [cache_entry()], cached),
     Target("note of the cache", [count_note()], counted),
-    *(Target(f"{name} of the queue", [text(JOB)], queued(name)) for name in ("job.json",)),
+    Target("job.json of the queue", [text(JOB)], queued("job.json")),
     Target("process.json of the queue", [text(RECORD["process"])], queued("process.json")),
     Target("ended.json of the queue", [b'{"code": 1}'], queued("ended.json")),
     Target("output.txt of the queue", [b"a\rb\nscumble: no\n  hint\n"], queued("output.txt")),
     Target("what is typed", TYPED, typed),
-    Target("model card", [CARD], card),
+    Target("model card", [CARD], card, (), 0.5),
     Target("notes beside an adapter", [text({"description": "x", "notes": "y"})], notes),
 ]

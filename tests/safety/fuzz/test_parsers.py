@@ -17,7 +17,7 @@ from scumble.data import pictures
 from scumble.errors import UserError
 
 ATTEMPTS = 40
-LONG = 10
+LONG = 100
 """The long part has so many times the attempts."""
 LONGEST_S = 10.0
 """Of the processor: other work on the machine does not count."""
