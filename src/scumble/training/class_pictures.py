@@ -15,6 +15,7 @@ from PIL.Image import Image
 from scumble import console
 from scumble.config import TrainConfig
 from scumble.data.sources import image_folder
+from scumble.drafts import sweep
 from scumble.errors import UserError
 from scumble.families import Components, Family
 from scumble.formats.container import require_writable, write_atomically
@@ -56,6 +57,7 @@ def draw_class_pictures(
 
     def begin() -> dict[str, str]:
         require_writable(folder, "--class_data_dir")
+        sweep(folder.glob(".*.tmp"))
         if own:
             console.say(f"class pictures: {len(own)} of your own in {folder}")
         return _drawn(folder, artist.origin)
