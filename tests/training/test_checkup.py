@@ -204,7 +204,7 @@ def test_many_views_are_no_trouble_where_held_out_pictures_decide() -> None:
 
 
 def measured(step_s: float, launches: int = 1000, **changes: Any) -> pace.Pace:
-    speed = pace.Speed(step_s, 1e12, launches, 1e12, 1e10, 1e-6)
+    speed = pace.Speed(step_s, 1e12, 1e8, launches, 1e12, 1e10, 6e-6)
     whole = pace.Pace([("training", 900 * step_s), ("encoding", 70.0)], step_s, 0.0, speed)
     return replace(whole, **changes)
 
@@ -222,7 +222,7 @@ def said(found: Any) -> list[Finding]:
     ],
 )
 def test_is_my_speed_normal(step_s: float, launches: int, level: str, words: str) -> None:
-    (finding,) = said(pace.speed(FACTS, measured(step_s, launches)))
+    (finding,) = said(pace.speed(measured(step_s, launches)))
     assert (finding.level, finding.text.startswith(words)) == (level, True), finding
 
 

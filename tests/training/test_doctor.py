@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ import pytest
 from scumble import TrainConfig
 from scumble.cli.doctor import screen
 from scumble.cli.main import run
+from scumble.training import speedometer
+from scumble.training.ceiling import Ceiling
 from scumble.training.doctor import Diagnosis, examine
+from scumble.training.run import train
 
 
 def texts(diagnosis: Diagnosis, *levels: str) -> str:
@@ -39,7 +43,7 @@ def test_one_screen_of_what_the_run_will_do(
     assert "scumble-tiny: stable diffusion, 5.1 M parameters, predicts v, made for 64 px" in found
     assert re.search(r"peak foretold 0\.\d\d GiB, .* free \(--memory balanced\)", found)
     assert re.search(r"time: about .* per step", found)
-    assert re.search(r"speed: \w.* = \d+% of the .*FLOP/s that this processor", found)
+    assert re.search(r"speed: \w.* = \d+% of the .*FLOP/s that matrix products reach here", found)
     assert texts(diagnosis, "danger") == ""
     lines = list(screen(diagnosis))
     assert len(lines) <= 30
@@ -131,3 +135,19 @@ def test_two_phases_are_both_timed(make_config: Callable[..., TrainConfig]) -> N
     assert "600 steps (300 for the word, then 300 for the adapters)" in texts(diagnosis)
     assert {"step_s word", "step_s adapters"} <= diagnosis.numbers.keys()
     assert "rows of text_encoder 0.0005" in texts(diagnosis)
+
+
+def test_a_run_says_once_that_it_is_slow(
+    make_config: Callable[..., TrainConfig],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(speedometer, "AFTER_STEPS", 2)
+    ceilings = iter([Ceiling(1e15, 1e15, 0.0), Ceiling(1e6, 1e6, 1.0)])
+    monkeypatch.setattr(speedometer, "measure_ceiling", lambda *_: next(ceilings))
+    config = make_config(max_train_steps=3, learning_rate=1e-4)
+    for worth_s, slow in ((0.0, 1), (0.0, 0), (1e9, 0)):
+        monkeypatch.setattr(speedometer, "WORTH_S", worth_s)
+        train(replace(config, output_dir=f"{config.output_dir}-{worth_s}-{slow}"))
+        said = re.findall(r"note: slow: .* to go", capsys.readouterr().out)
+        assert len(said) == slow

@@ -8,8 +8,8 @@ import torch
 
 SECONDS = 0.15
 """Each of the measurements takes about so long."""
-EDGES = {"cuda": 8192, "mps": 2048, "cpu": 1024}
-COPIED_BYTES = {"cuda": 1 << 30, "mps": 1 << 28, "cpu": 1 << 26}
+EDGES = {"cuda": 4096, "mps": 2048, "cpu": 1024}
+COPIED_BYTES = {"cuda": 1 << 28, "mps": 1 << 27, "cpu": 1 << 26}
 SMALL = 100
 
 

@@ -18,7 +18,6 @@ from scumble.training.checkup.facts import Facts
 from scumble.training.checkup.finding import Finding, Level, worst
 from scumble.training.checkup.pace import (
     Pace,
-    Speed,
     between_checkpoints,
     duration,
     mostly_drawing,
@@ -28,13 +27,12 @@ from scumble.training.checkup.survey import survey
 from scumble.training.estimate import class_s, drawing_s, encoding_s
 from scumble.training.few_pictures import STREAMED, FewPictures
 from scumble.training.fit import fit, memory_explained
-from scumble.training.forecast import Forecast
 from scumble.training.methods import METHODS
 from scumble.training.opening import open_workshop
-from scumble.training.phase import Phase
 from scumble.training.record import claim_output
 from scumble.training.rehearsal import Timed, time_question, time_steps
 from scumble.training.runtime import prepare_runtime
+from scumble.training.speedometer import speed_of
 from scumble.training.texts import tokens_beyond
 from scumble.training.words import new_words
 from scumble.training.workshop import Workshop
@@ -120,12 +118,12 @@ def _examine(config: TrainConfig) -> tuple[list[Finding], dict[str, float]]:
         ("drawing the class", class_s(facts, question_s, view_s)),
         ("pictures and measurements", draw_s),
     ]
-    flops, launches = _work(workshop, phases[0], forecast, facts)
+    full = phases[0].plan.nominal * _area(facts)
     pace = Pace(
         parts,
         max(one.step_s for one in timed),
         draw_s,
-        Speed(timed[0].step_s, flops, launches, *asdict(ceiling).values()),
+        speed_of(workshop, phases[0], forecast, ceiling, timed[0].step_s, full),
     )
     return _findings(facts, pace, few), _numbers(facts, pace, timed)
 
@@ -136,7 +134,7 @@ def _findings(facts: Facts, pace: Pace, few: FewPictures) -> list[Finding]:
         text = f"a stream: looked at the first {STREAMED} pictures; epochs are of those alone"
         found.insert(0, Finding("note", "pictures", text, "Give --max_train_steps."))
     found += [*duration(pace), *mostly_drawing(pace), *between_checkpoints(facts, pace)]
-    return [*found, *speed(facts, pace)]
+    return [*found, *speed(pace)]
 
 
 def _numbers(facts: Facts, pace: Pace, timed: Sequence[Timed]) -> dict[str, float]:
@@ -162,20 +160,10 @@ def _fullness(facts: Facts) -> float:
     return len(facts.pictures) / (facts.steps_per_epoch * full)
 
 
-def _work(
-    workshop: Workshop, phase: Phase, forecast: Forecast, facts: Facts
-) -> tuple[float, float]:
-    """FLOPs and operations of a full step of a phase.
-
-    They are counted at the largest size; the commonest, which is timed, may be a little smaller.
-    """
+def _area(facts: Facts) -> float:
+    """Area of the commonest size, which is timed, over that of the largest, which is counted."""
     (height, width), _ = facts.buckets.most_common(1)[0]
-    area = height * width / max(h * w for h, w in facts.buckets)
-    batch = min(given(workshop.config.train_batch_size), phase.plan.nominal)
-    passes = phase.plan.nominal / batch
-    counts = forecast.work[phase.name]
-    flops = passes * area * sum(count.flops for count in counts)
-    return flops, passes * sum(count.launches for count in counts)
+    return height * width / max(h * w for h, w in facts.buckets)
 
 
 def _beyond(workshop: Workshop, few: FewPictures) -> dict[str, int]:

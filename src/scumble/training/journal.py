@@ -88,6 +88,8 @@ class Journal:
         self.losses: list[float] = []
         self.must_stop = False
         """Whether some process was asked to stop, as far as results have been read."""
+        self.steps_per_s = 0.0
+        """Of late, without what is done between steps."""
         self._pending: list[Pending] = []
         self._restored: list[dict[str, Any]] = []
         self._overflows = 0
@@ -112,6 +114,7 @@ class Journal:
             **self._pace.add(len(result.plan.examples)),
             "elapsed_s": round(time.monotonic() - self._start, 3),
         }
+        self.steps_per_s = times["steps_per_s"]
         self._pending.append(Pending(step, phase, result, times))
         self._bar.update()
         if len(self._pending) >= self._lag:

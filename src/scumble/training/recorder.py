@@ -157,18 +157,30 @@ def _shapes(parts: Parts) -> tuple[Any, ...]:
 
 def recorder_for(workshop: Workshop, phase: Phase) -> Recorder | None:
     """What records the steps of a phase; None, saying why, where they are taken as usual."""
+    if is_recorded(workshop, phase):
+        return CudaRecorder(workshop.runtime.device)
+    if _is_wanted(workshop):
+        reason = next(reason for reason, holds in _reasons(workshop, phase).items() if holds)
+        console.say(f"steps are not recorded as CUDA graphs: {reason}")
+    return None
+
+
+def is_recorded(workshop: Workshop, phase: Phase) -> bool:
+    """Whether the steps of a phase are recorded and played back."""
+    return _is_wanted(workshop) and not any(_reasons(workshop, phase).values())
+
+
+def _is_wanted(workshop: Workshop) -> bool:
+    return workshop.runtime.device.type == "cuda" and workshop.config.cuda_graph
+
+
+def _reasons(workshop: Workshop, phase: Phase) -> dict[str, bool]:
+    """Why steps could not be recorded, and whether it is so."""
     config, runtime = workshop.config, workshop.runtime
-    if runtime.device.type != "cuda" or not config.cuda_graph:
-        return None
-    reasons = {
+    return {
         "captions are encoded in every step": not workshop.texts.ready,
         "each step drops other parts of the adapters": phase.dropouts.any,
         "several processes train together": runtime.num_processes > 1,
         "8-bit Adam works on the host too": config.use_8bit_adam,
         "every weight learns": config.teaches_every_weight,
     }
-    for reason, holds in reasons.items():
-        if holds:
-            console.say(f"steps are not recorded as CUDA graphs: {reason}")
-            return None
-    return CudaRecorder(runtime.device)

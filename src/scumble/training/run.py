@@ -38,6 +38,7 @@ from scumble.training.resume import continue_from
 from scumble.training.runtime import Runtime, check_alike, prepare_runtime
 from scumble.training.sharing import push_result
 from scumble.training.sitting import Sitting
+from scumble.training.speedometer import Speedometer
 from scumble.training.start import LAUNCHER, find_start
 from scumble.training.workshop import Workshop
 
@@ -99,27 +100,23 @@ def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainRes
     runtime.processes.equalise([p for phase in phases for p in phase.parameters()])
     record.facts[BLUEPRINT] = blueprint(workshop)
     console.say("\n".join(describe(config)))
-    if runtime.is_main:
-        record.save("running")
-        write_list(picture_sets(workshop.gathered), folder)
-        runtime.events.open()
-    _report_start(workshop, phases)
-    level, forecast = fit(workshop, phases)
-    levels.append(level)
-    for finding in warnings(survey(workshop, phases, level, forecast)):
-        console.say(finding.line())
-    if runtime.is_main:
-        write_debug_batches(workshop, phases, checkpoint.step if checkpoint else 0)
-    record.facts["foretold_peak_mib"] = round(forecast.peak_bytes / 2**20, 1)
-    sitting = Sitting(workshop, phases, record, checkpoint, state)
-    try:
+    with record.of_a_run(runtime.is_main):
+        if runtime.is_main:
+            write_list(picture_sets(workshop.gathered), folder)
+            runtime.events.open()
+        _report_start(workshop, phases)
+        level, forecast = fit(workshop, phases)
+        levels.append(level)
+        for finding in warnings(survey(workshop, phases, level, forecast)):
+            console.say(finding.line())
+        if runtime.is_main:
+            write_debug_batches(workshop, phases, checkpoint.step if checkpoint else 0)
+        record.facts["foretold_peak_mib"] = round(forecast.peak_bytes / 2**20, 1)
+        speedometer = Speedometer(workshop, phases, forecast)
+        sitting = Sitting(workshop, phases, record, checkpoint, state, speedometer)
         with runtime.stage("training"):
             sitting.train()
         return _finish(workshop, sitting)
-    except BaseException as error:
-        if runtime.is_main:
-            record.save_end(error)
-        raise
 
 
 def _report_start(workshop: Workshop, phases: Sequence[Phase]) -> None:

@@ -22,6 +22,7 @@ from scumble.training.optimizers import Update
 from scumble.training.phase import Phase, phase_name
 from scumble.training.record import Record
 from scumble.training.recorder import recorder_for
+from scumble.training.speedometer import Speedometer
 from scumble.training.taught import together
 from scumble.training.validation import draw_samples, sample_prompts
 from scumble.training.workshop import Workshop
@@ -36,6 +37,7 @@ class Sitting:
         record: of the run; told where the sitting stopped.
         checkpoint: to go on from, or None to begin; its parameters are already in the model.
         state: what the checkpoint holds.
+        speedometer: looks at the pace.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class Sitting:
         record: Record,
         checkpoint: Checkpoint | None,
         state: dict[str, Any] | None,
+        speedometer: Speedometer,
     ) -> None:
         config = workshop.config
         self.workshop = workshop
         self.phases = phases
         self.taught = together(phase.taught for phase in phases)
         self.record = record
+        self.speedometer = speedometer
         self.state = state or {}
         self.folder = Path(config.output_dir)
         self.done = checkpoint.step if checkpoint else 0
@@ -128,13 +132,14 @@ class Sitting:
             self.choice.waited = 0
         is_last = phase is self.phases[-1]
         recorder = recorder_for(self.workshop, phase)
-        self._draw_what_lacks(phase, average)
+        self._make_up(phase, update, average)
         wish = partial(getattr, stop, "requested")
         for result in train_steps(phase, update, runtime, start, recorder, wish):
             self.done += 1
             average.update(result.plan.index - phase.first_step, update.moved)
             try:
                 self.journal.add(self.done, phase, result)
+                self.speedometer.look(phase, self.done, self.journal.steps_per_s)
                 if self.done == phase.first_step + phase.max_steps and not is_last:
                     # The next phase builds on what will be kept of this one.
                     self.journal.flush()
@@ -159,7 +164,11 @@ class Sitting:
         is_time = self._is_time(result.plan.epoch, result.ends_epoch)
         if is_time:
             self.journal.flush()
-            self._measure(update, average)
+            try:
+                self._measure(update, average)
+            except Exception:
+                self._save(update, average)  # whatever is wrong, the steps are worth keeping
+                raise
         at_end = self.done == self.total or self._is_over
         if self.done % config.checkpointing_steps == 0 or at_end:
             self.journal.flush()
@@ -187,13 +196,19 @@ class Sitting:
         is_wanted = (epoch + 1) % given(config.validation_epochs) == 0 and ends_epoch
         return is_wanted or self.done == self.total
 
-    def _draw_what_lacks(self, phase: Phase, average: Average) -> None:
-        """Draw what the last sitting would have drawn, had it not ended right behind a save."""
-        prompt = self.workshop.config.validation_prompt
-        if prompt is None or self.done == 0 or self.journal.tells(self.done, "samples"):
+    def _make_up(self, phase: Phase, update: Update, average: Average) -> None:
+        """Measure and draw what the last sitting did not come to, ending right behind a save."""
+        if self.done == 0:
             return
         epoch = phase.plan.step(self.done - 1).epoch
-        if self._is_time(epoch, self.done % phase.plan.steps_per_epoch == 0):
+        if not self._is_time(epoch, self.done % phase.plan.steps_per_epoch == 0):
+            return
+        processes = self.workshop.runtime.processes
+        if processes.from_main(lambda: not self.journal.tells(self.done, "held_out_loss")):
+            self._measure(update, average)
+        if self.workshop.config.validation_prompt is None:
+            return
+        if not self.journal.tells(self.done, "samples"):
             with average.applied():
                 self._draw()
 

@@ -10,8 +10,8 @@ from scumble.training.checkup.finding import Finding
 TIME, SPEED = "time", "speed"
 USUAL = (0.35, 0.9)
 """Between these shares of the hardware's best product of matrices lie large models."""
-OF_A_LAUNCH = 6.0
-"""A small operation of a model, with its way back, takes so many times the smallest there is."""
+OF_BANDWIDTH = 0.5
+"""So much of the best bandwidth is usual where things are moved beside other work."""
 SLOWER = 2.0
 """So many times longer than foretold is no longer usual."""
 MOST_DRAWN = 0.4
@@ -26,14 +26,16 @@ class Speed:
     Args:
         step_s: seconds of a step, measured.
         flops: of a step, counted.
+        moved_bytes: of weights and of what is kept for the way back, counted.
         launches: operations of a step, counted.
         flops_per_s: of the device at best.
         bytes_per_s: of the device's memory at best.
-        launch_s: of the smallest operation.
+        launch_s: of starting one operation.
     """
 
     step_s: float
     flops: float
+    moved_bytes: float
     launches: float
     flops_per_s: float
     bytes_per_s: float
@@ -45,14 +47,11 @@ class Speed:
         return self.flops / self.step_s / self.flops_per_s
 
     @property
-    def starting_s(self) -> float:
-        """Seconds of a step that go into starting small operations."""
-        return self.launches * self.launch_s * OF_A_LAUNCH
-
-    @property
     def usual_s(self) -> float:
         """Seconds that such a step usually takes at most."""
-        return self.flops / self.flops_per_s / USUAL[0] + self.starting_s
+        moving_s = self.moved_bytes / self.bytes_per_s / OF_BANDWIDTH
+        starting_s = self.launches * self.launch_s
+        return self.flops / self.flops_per_s / USUAL[0] + moving_s + starting_s
 
     @property
     def is_slow(self) -> bool:
@@ -115,16 +114,12 @@ def between_checkpoints(facts: Facts, pace: Pace) -> Iterator[Finding]:
         )
 
 
-def speed(facts: Facts, pace: Pace) -> Iterator[Finding]:
+def speed(pace: Pace) -> Iterator[Finding]:
     """Whether the speed is normal."""
     it = pace.speed
-    device = "card" if facts.machine.device == "cuda" else "processor"
-    text = (
-        f"{in_flops(it.flops / it.step_s)} = {it.share:.0%} of the {in_flops(it.flops_per_s)} that "
-        f"this {device}'s matrix products reach"
-    )
+    text = _compared(it)
     if it.is_slow:
-        yield slow(it, text)
+        yield slow(it)
     elif it.share >= USUAL[0]:
         yield Finding("ok", SPEED, f"normal: {text}; usual is {USUAL[0]:.0%} to {USUAL[1]:.0%}")
     else:
@@ -135,13 +130,21 @@ def speed(facts: Facts, pace: Pace) -> Iterator[Finding]:
         )
 
 
-def slow(it: Speed, text: str) -> Finding:
+def slow(it: Speed) -> Finding:
     """A step that takes longer than it should."""
+    text = _compared(it)
     return Finding(
         "note",
         SPEED,
         f"slow: {text}, and usual is {in_words(it.usual_s)} per step, not {in_words(it.step_s)}",
         "Look for other programs, a hot or throttled device, and the notes on the machine.",
+    )
+
+
+def _compared(it: Speed) -> str:
+    return (
+        f"{in_flops(it.flops / it.step_s)} = {it.share:.0%} of the {in_flops(it.flops_per_s)} that "
+        "matrix products reach here"
     )
 
 
