@@ -120,14 +120,17 @@ class CaptionRules:
             return [f"{defaults}: used by {pictures}, own captions by {self._with_own}"]
         return []
 
-    def check(self) -> None:
+    def check(self, source: str) -> None:
         """Look back on the pictures so far.
+
+        Args:
+            source: the name of where they come from.
 
         Raises:
             UserError: some miss a caption, or none has one.
         """
         if not (self._with_own or self.default):
-            raise UserError("no picture has a caption", _HOW_TO_CAPTION)
+            raise UserError(f"no picture has a caption in {source}", _HOW_TO_CAPTION)
         if self.missing:
             names = listed(self.missing, limit=20)
             hint = f"{_HOW_TO_CAPTION} Or train these without one: --on_missing_caption empty."

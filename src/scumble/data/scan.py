@@ -18,6 +18,10 @@ from scumble.data.wording import counted, listed
 from scumble.errors import UserError
 
 
+LOST = (Finding.UNREADABLE, Finding.TOO_LARGE)
+"""What takes a picture out of the training: each is named, however many there are."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture known to be good, and its captions; the pixels are decoded on demand.
@@ -117,9 +121,9 @@ class ScanReport:
         """Word the report for people: the count first, then a line per kind of finding."""
         head = f"pictures: {self.found} found, {self.used} used, {self.skipped} skipped"
         kinds = [
-            f"{len(self.names[finding])} {finding}: {listed(self.names[finding])}"
+            f"{len(names)} {finding}: {listed(names, len(names) if finding in LOST else 5)}"
             for finding in Finding
-            if finding in self.names
+            if (names := self.names.get(finding))
         ]
         return [head, *kinds, *self.notes]
 
@@ -156,7 +160,7 @@ def scan(
         UserError: a bad picture or mask, a missing caption, no caption at all, or no picture left.
     """
     rules = CaptionRules(tuple(default_captions), own_captions, on_missing_caption)
-    checks = _Checks(report, rules, on_bad_image, masks, source.streaming)
+    checks = _Checks(source.name, report, rules, on_bad_image, masks, source.streaming)
     try:
         for example, look in _looks(source, workers, masks):
             report.found += 1
@@ -167,7 +171,7 @@ def scan(
                 yield picture
     finally:  # Whoever has seen enough of a stream gets the notes too.
         report.notes += [*source.notes, *checks.notes()]
-    checks.finish(source.name)
+    checks.finish()
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,7 @@ class _Look:
 class _Checks:
     """Sorts good pictures from bad ones and keeps what has to be said at the end."""
 
+    source: str
     report: ScanReport
     rules: CaptionRules
     on_bad_image: Literal["error", "skip"]
@@ -225,18 +230,18 @@ class _Checks:
             notes.append(f"{counted(self.unused_masks, 'mask')} not used: --masked_loss uses them")
         return notes
 
-    def finish(self, name: str) -> None:
+    def finish(self) -> None:
         if self.bad and self.on_bad_image == "error":
             raise _bad_pictures(self.bad)
         if len(self.bad) == self.report.found:
-            message = f"no picture is left to train on in {name}"
+            message = f"no picture is left to train on in {self.source}"
             raise UserError(message, "; ".join(self.bad))
-        self.rules.check()
+        self.rules.check(self.source)
         self._complain()
 
     def _complain(self) -> None:
         if self.rules.missing:
-            self.rules.check()
+            self.rules.check(self.source)
         if self.mask_faults:
             raise bad_masks(self.mask_faults)
 
