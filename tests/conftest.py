@@ -11,8 +11,8 @@ import pytest
 # Before torch and the Hub's client are imported: both read these only once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+for library in ("DATASETS", "DIFFUSERS", "TRANSFORMERS"):
+    os.environ.setdefault(f"{library}_VERBOSITY", "critical")
 
 SMALL_UNET = {
     "sample_size": 8,

@@ -1,21 +1,22 @@
 """Base models that are none, or not whole."""
 
 import json
-import pickle
 import shutil
-import struct
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from corpus import LFS_POINTER, TINY, WEB_PAGE, Case, Place, picture, replaced
+from corpus import LFS_POINTER, WEB_PAGE, Case, Harmful, Place, picture, replaced
 from safetensors.torch import load_file, save_file
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 WEIGHTS = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
+
+
+DEAR = ("without text_encoder/config.json", "text_encoder/config configuration is of no settings")
+"""What makes transformers build a text encoder of full size."""
 
 
 def trained_on(name: str, spoil: Callable[[Path], object], *says: str) -> Case:
@@ -26,7 +27,7 @@ def trained_on(name: str, spoil: Callable[[Path], object], *says: str) -> Case:
         spoil(base)
         return place.train(pretrained_model_name_or_path=base)
 
-    return Case(f"base: {name}", make, ("my_base", *says))
+    return Case(f"base: {name}", make, ("my_base", *says), dear=name in DEAR)
 
 
 def with_json(file: str, **entries: object) -> Callable[[Path], object]:
@@ -108,13 +109,6 @@ def shard_gone(base: Path) -> None:
     (base / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
 
 
-class Harmful:
-    """What a pickled file may do when it is opened."""
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
-        return Path.touch, (Path("pwned"),)  # type: ignore[return-value]
-
-
 def pickled(file: str, new: str, content: object) -> Callable[[Path], object]:
     def spoil(base: Path) -> None:
         (base / file).unlink()
@@ -179,8 +173,17 @@ FOLDERS = [
     trained_on("index nests without end", with_file("model_index.json", "[" * 99_999), "index"),
     trained_on("index is binary", with_file("model_index.json", bytes(range(256))), "index"),
     *(
-        trained_on(f"{part} configuration is {what}", with_file(f"{part}.json", content), part.split("/")[0])
-        for part in ("unet/config", "vae/config", "text_encoder/config", "scheduler/scheduler_config")
+        trained_on(
+            f"{part} configuration is {what}",
+            with_file(f"{part}.json", content),
+            part.split("/")[0],
+        )
+        for part in (
+            "unet/config",
+            "vae/config",
+            "text_encoder/config",
+            "scheduler/scheduler_config",
+        )
         for what, content in (
             ("empty", ""),
             ("a list", "[]"),
@@ -188,87 +191,72 @@ FOLDERS = [
             ("a web page", WEB_PAGE),
         )
     ),
-    trained_on("unet of another width", with_json("unet/config.json", cross_attention_dim=7), "unet"),
-    trained_on("unet of no size", with_json("unet/config.json", sample_size=0), "unet", "sample_size"),
+    trained_on(
+        "unet of another width", with_json("unet/config.json", cross_attention_dim=7), "unet"
+    ),
+    trained_on(
+        "unet of no size", with_json("unet/config.json", sample_size=0), "unet", "sample_size"
+    ),
     trained_on("unet of a size in words", with_json("unet/config.json", sample_size="big"), "unet"),
-    trained_on("unet of unknown blocks", with_json("unet/config.json", down_block_types=["X"] * 3), "unet"),
+    trained_on(
+        "unet of unknown blocks", with_json("unet/config.json", down_block_types=["X"] * 3), "unet"
+    ),
     trained_on("vae of other latents", with_json("vae/config.json", latent_channels=5), "vae"),
-    trained_on("schedule that is not known", with_json("scheduler/scheduler_config.json", beta_schedule="x"), "'x'"),
-    trained_on("prediction that is not known", with_json("scheduler/scheduler_config.json", prediction_type="sample"), "'sample'"),
-    trained_on("no timesteps", with_json("scheduler/scheduler_config.json", num_train_timesteps=0), "scheduler"),
-    trained_on("timesteps in words", with_json("scheduler/scheduler_config.json", num_train_timesteps="many"), "scheduler"),
-    trained_on("no vocabulary", lambda base: [p.unlink() for p in (base / "tokenizer").glob("[vtm]*") if "config" not in p.name], "tokenizer"),
-    trained_on("vocabulary is a web page", lambda base: [replaced(p, WEB_PAGE) for p in (base / "tokenizer").glob("[vtm]*") if "config" not in p.name], "tokenizer"),
+    trained_on(
+        "schedule that is not known",
+        with_json("scheduler/scheduler_config.json", beta_schedule="x"),
+        "'x'",
+    ),
+    trained_on(
+        "prediction that is not known",
+        with_json("scheduler/scheduler_config.json", prediction_type="sample"),
+        "'sample'",
+    ),
+    trained_on(
+        "no timesteps",
+        with_json("scheduler/scheduler_config.json", num_train_timesteps=0),
+        "scheduler",
+    ),
+    trained_on(
+        "timesteps in words",
+        with_json("scheduler/scheduler_config.json", num_train_timesteps="many"),
+        "scheduler",
+    ),
+    trained_on(
+        "no vocabulary",
+        lambda base: [
+            p.unlink() for p in (base / "tokenizer").glob("[vtm]*") if "config" not in p.name
+        ],
+        "tokenizer",
+    ),
+    trained_on(
+        "vocabulary is a web page",
+        lambda base: [
+            replaced(p, WEB_PAGE)
+            for p in (base / "tokenizer").glob("[vtm]*")
+            if "config" not in p.name
+        ],
+        "tokenizer",
+    ),
     trained_on("second shard cut", shards, "unet"),
     trained_on("second shard gone", shard_gone, "unet"),
-    trained_on("unet pickled with code", pickled(UNET, "unet/diffusion_pytorch_model.bin", Harmful()), "unet"),
-    trained_on("vae pickled with code", pickled(VAE, "vae/diffusion_pytorch_model.bin", {"a": Harmful()}), "vae"),
-    trained_on("text encoder pickled with code", pickled(TEXT, "text_encoder/pytorch_model.bin", Harmful()), "text_encoder"),
+    trained_on(
+        "unet pickled with code",
+        pickled(UNET, "unet/diffusion_pytorch_model.bin", Harmful()),
+        "unet",
+    ),
+    trained_on(
+        "vae pickled with code",
+        pickled(VAE, "vae/diffusion_pytorch_model.bin", {"a": Harmful()}),
+        "vae",
+    ),
+    trained_on(
+        "text encoder pickled with code",
+        pickled(TEXT, "text_encoder/pytorch_model.bin", Harmful()),
+        "text_encoder",
+    ),
 ]
 
-
-def checkpoint(name: str, content: Callable[[Path], object] | bytes | str, *says: str) -> Case:
-    """One file in the place of a base."""
-
-    def make(place: Place) -> list[str]:
-        path = place.root / name
-        if callable(content):
-            content(path)
-        else:
-            place.write(name, content)
-        return place.train(pretrained_model_name_or_path=path)
-
-    return Case(f"base: file {name}", make, (name, *says))
-
-
-def tensors_of(*names: str) -> Callable[[Path], object]:
-    return lambda path: save_file({name: torch.ones(4, 4) for name in names}, path)
-
-
-def header(text: str) -> bytes:
-    return struct.pack("<Q", len(text)) + text.encode()
-
-
-def archive(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("archive/data.pkl", pickle.dumps(Harmful()))
-        file.writestr("../../outside", "x")
-
-
-SD1 = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
-FILES = [
-    checkpoint("lora.safetensors", tensors_of("lora_unet_a.lora_up.weight", "lora_unet_a.alpha"), "LoRA"),
-    checkpoint("vae.safetensors", tensors_of("first_stage_model.a", "first_stage_model.b"), "VAE"),
-    checkpoint("sdxl.safetensors", tensors_of("conditioner.embedders.1.model.ln_final.weight"), "1.x or 2.x"),
-    checkpoint("flux.safetensors", tensors_of("double_blocks.0.img_attn.qkv.weight"), "1.x or 2.x"),
-    checkpoint("pruned.safetensors", tensors_of(SD1), "lacks"),
-    checkpoint("cut.safetensors", (TINY / UNET).read_bytes()[:5000]),
-    checkpoint("empty.safetensors", b""),
-    checkpoint("short.safetensors", b"\x08\0\0"),
-    checkpoint("page.safetensors", WEB_PAGE, "web page"),
-    checkpoint("pointer.safetensors", LFS_POINTER, "LFS"),
-    checkpoint("zeros.safetensors", bytes(4096)),
-    checkpoint("bomb.safetensors", struct.pack("<Q", 2**62) + b"{}"),
-    checkpoint("list.safetensors", header("[]")),
-    checkpoint("nested.safetensors", header("[" * 100_000)),
-    checkpoint("no_tensors.safetensors", header("{}"), "1.x or 2.x"),
-    checkpoint("picture.safetensors", picture()),
-    checkpoint("code.ckpt", lambda path: torch.save({"state_dict": Harmful()}, path), "run code"),
-    checkpoint("old_code.ckpt", lambda path: torch.save(Harmful(), path, _use_new_zipfile_serialization=False), "run code"),
-    checkpoint("archive.ckpt", archive),
-    checkpoint("list.ckpt", lambda path: torch.save([torch.ones(3)], path)),
-    checkpoint("tensor.ckpt", lambda path: torch.save(torch.ones(3), path)),
-    checkpoint("state_is_a_list.ckpt", lambda path: torch.save({"state_dict": [1]}, path)),
-    checkpoint("keys_are_numbers.ckpt", lambda path: torch.save({1: torch.ones(3)}, path)),
-    checkpoint("values_are_numbers.ckpt", lambda path: torch.save({SD1: 1}, path)),
-    checkpoint("empty.ckpt", b""),
-    checkpoint("page.ckpt", WEB_PAGE),
-    checkpoint("pointer.ckpt", LFS_POINTER),
-    checkpoint("model.gguf", b"GGUF" + bytes(60), ".safetensors"),
-    checkpoint("model.zip", b"PK\x03\x04" + bytes(60), ".safetensors"),
-    checkpoint("loop.safetensors", lambda path: path.symlink_to(path)),
-    checkpoint("folder.safetensors", Path.mkdir, "model_index.json"),
-]
 
 NAMES = [
     Case(
@@ -304,9 +292,13 @@ def drawn_with(name: str, spoil: Callable[[Path], object], *says: str) -> Case:
 DRAWN = [
     drawn_with("unet gone", without(UNET), "unet"),
     drawn_with("vae cut", cut(VAE, 0.5), "vae"),
-    drawn_with("text encoder holds NaN", with_tensors(TEXT, not_numbers(float("nan"))), "text_encoder"),
-    drawn_with("of another family", of_class("StableDiffusionXLPipeline"), "StableDiffusionXLPipeline"),
+    drawn_with(
+        "text encoder holds NaN", with_tensors(TEXT, not_numbers(float("nan"))), "text_encoder"
+    ),
+    drawn_with(
+        "of another family", of_class("StableDiffusionXLPipeline"), "StableDiffusionXLPipeline"
+    ),
     drawn_with("scheduler is empty", with_file("scheduler/scheduler_config.json", ""), "scheduler"),
 ]
 
-CASES = [*FOLDERS, *FILES, *NAMES, *DRAWN]
+CASES = [*FOLDERS, *NAMES, *DRAWN]

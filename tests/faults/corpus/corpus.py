@@ -88,15 +88,15 @@ class Case:
         name: says what.
         make: puts the input in place; gives the command line.
         says: words that must stand in the line, the culprit's name first.
-        code: the exit code; 0 where the culprit is listed and the work done.
-        takes_minutes: whether it is left out unless asked for.
+        code: the exit code.
+        dear: takes seconds, and is left out unless it is asked for.
     """
 
     name: str
     make: Callable[[Place], list[str]]
     says: tuple[str, ...]
     code: int = 1
-    takes_minutes: bool = False
+    dear: bool = False
 
 
 def linked(source: str, target: str) -> None:
@@ -137,3 +137,10 @@ LFS_POINTER = (
 
 WEB_PAGE = "<!DOCTYPE html>\n<html><head><title>404: Not Found</title></head></html>\n"
 """What a failed download leaves under the name of the file."""
+
+
+class Harmful:
+    """What a pickled file may do when it is opened: here, to leave a file where one stands."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("opened"),)
