@@ -5,7 +5,8 @@ import json
 import os
 import platform
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -66,7 +67,19 @@ class Record:
         write_atomically(folder / RECORD_NAME, text.encode())
         self.is_finished = status == "finished"
 
-    def save_end(self, error: BaseException) -> None:
+    @contextmanager
+    def of_a_run(self, is_main: bool) -> Iterator[None]:
+        """Say that a run is under way, and in the end how it ended."""
+        if is_main:
+            self.save("running")
+        try:
+            yield
+        except BaseException as error:
+            if is_main:
+                self._save_end(error)
+            raise
+
+    def _save_end(self, error: BaseException) -> None:
         """Note what ended the run, unless it was finished by then."""
         if self.is_finished:
             return
