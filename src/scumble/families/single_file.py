@@ -228,8 +228,8 @@ def _load_pickle(path: str) -> dict[str, Tensor]:
             # Not torch's own text, which advises to switch the protection off.
             f"{path} cannot be read as plain weights ({type(error).__name__})",
             unmasked(Path(path))
-            or "A checkpoint that holds anything but tensors is refused, because it could run code. "
-            "Use the .safetensors form of the model.",
+            or "A checkpoint that holds anything but tensors is refused, because it could run "
+            "code. Use the .safetensors form of the model.",
         ) from error
 
 
