@@ -1,6 +1,6 @@
 """From the user's pictures to encoded data: scan, report, encode, let the encoders go."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import length_hint
 from pathlib import Path
@@ -15,6 +15,7 @@ from scumble.errors import UserError
 from scumble.training.class_pictures import draw_class_pictures
 from scumble.training.encoders import Encoders
 from scumble.training.find import Found, find_pictures, say_report
+from scumble.training.picture_list import Known, listed_entries
 from scumble.training.precompute import EncodedData, PictureEncoder
 from scumble.training.processes import Processes
 from scumble.training.resident import Resident
@@ -62,18 +63,21 @@ def gather_data(
         UserError: bad pictures, missing captions, an impossible resolution, a broken base.
     """
     found = choose(find_pictures(config, encoders.family, encoders.components))
+    held_out, processes = found.held_out, encoders.runtime.processes
+    if not found.streaming:
+        _check_alike([*found.train, *held_out], processes)
     class_pictures = found.class_pictures
     if class_pictures is None:
         class_pictures = _class_pictures(config, encoders, found)
     encoder = PictureEncoder(config, encoders, resident)
-    processes = encoders.runtime.processes
+    _check_alike(class_pictures, processes)
     processes.agree({f"the base's {encoder.vae}": content_key(encoder.vae_key)[:16]})
     train = encoder.encode(found.train, found.sizes, length_hint(found.train, 0) or None)
     if found.streaming:
         say_report(found.report)
+        _check_alike(train.examples, processes)
     # Any class picture may stand beside any other: they all are of one size.
     square = [size for size in found.sizes if size[0] == size[1]]
-    held_out = found.held_out
     gathered = Gathered(
         train,
         encoder.encode(held_out, found.sizes, len(held_out)) if held_out else None,
@@ -81,22 +85,24 @@ def gather_data(
         found.report,
     )
     encoders.release(encoder.vae)
-    _check_alike(gathered, processes)
     return gathered
 
 
-def _check_alike(gathered: Gathered, processes: Processes) -> None:
+def _check_alike(pictures: Iterable[Known], processes: Processes) -> None:
     """Make sure that all processes have the same pictures and captions.
 
     Raises:
         UserError: naming what differs.
     """
-    digests = processes.together(gathered.digest)
-    if len(set(digests)) > 1:
-        parts = (gathered.train, gathered.held_out, gathered.class_pictures)
-        examples = [example for part in parts if part is not None for example in part.examples]
-        processes.agree({f"the caption of {e.id}": " | ".join(e.captions) for e in examples})
-        processes.agree({"the fingerprint of all pictures": gathered.digest()})
+    entries = listed_entries(pictures) if processes.count > 1 else []
+    if len(set(processes.together(lambda: content_key(repr(entries))))) > 1:
+        facts: dict[str, str] = {}
+        for entry in entries:
+            facts[f"the picture {entry.id}"] = entry.sha256[:16]
+            facts[f"the mask of {entry.id}"] = (entry.mask or "none")[:16]
+            facts[f"the caption of {entry.id}"] = " | ".join(entry.captions)
+        processes.agree(facts)
+        processes.agree({"the order of the pictures": [entry.id for entry in entries]})
 
 
 def _class_pictures(config: TrainConfig, encoders: Encoders, found: Found) -> list[Picture]:

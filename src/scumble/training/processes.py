@@ -116,8 +116,8 @@ class Processes:
                 ours, other = mine.get(name), theirs.get(name)
                 if ours != other:
                     raise UserError(
-                        f"{name} is {ours!r} in process 0 and {other!r} in process {rank} on "
-                        f"{host}",
+                        f"{name} is {_shown(ours)} in process 0 and {_shown(other)} in process "
+                        f"{rank} on {host}",
                         "All processes of a run need the same base, pictures, captions and "
                         "settings.",
                         everywhere=True,
@@ -181,6 +181,10 @@ def in_touch() -> Iterator[None]:
             f"Checkpoints so far are kept. What was noticed here: {first_line(error)[:120]}",
             everywhere=True,
         ) from error
+
+
+def _shown(value: object) -> str:
+    return "not there" if value is None else repr(value)
 
 
 def _said(error: Exception | None) -> tuple[str, str, str] | None:
