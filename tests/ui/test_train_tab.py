@@ -199,6 +199,8 @@ def test_the_form_follows_the_method_and_the_keyboard(
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     see(page, "#answer", "“Base model” is empty")
+    page.locator("#check").click()
+    see(page, "#checked", "Do not start it yet.*“Base model” is empty")
 
 
 def test_uploads_are_checked_and_renamed_and_nothing_else_is_served(

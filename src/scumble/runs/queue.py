@@ -93,6 +93,16 @@ class Job:
         return "\n".join(shown).removeprefix("scumble: ")
 
 
+def settings_text(config: TrainConfig) -> str:
+    """The settings of a run as a file that `--config` reads, secrets left out."""
+    import yaml
+
+    settings = {k: v for k, v in config.changed().items() if k != "method"}
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return text
+
+
 class Queue:
     """The jobs in a folder.
 
@@ -112,15 +122,10 @@ class Queue:
         Raises:
             UserError: the folder cannot be written, or there is a job of this name.
         """
-        import yaml
-
         folder = self.folder / Path(config.output_dir).name
         if folder.exists():
             raise UserError(f"there is a run called {folder.name} already", "Choose another name.")
-        settings = {k: v for k, v in config.changed().items() if k != "method"}
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
-        text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-        write_atomically(folder / SETTINGS, text.encode())
+        write_atomically(folder / SETTINGS, settings_text(config).encode())
         self._enqueue(folder, config.method, Path(config.output_dir))
         return self.job(folder.name)
 

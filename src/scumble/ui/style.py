@@ -40,6 +40,18 @@ CSS = """
 #samples .grid-container { grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)) !important; }
 .wrong { outline: 2px solid #dc2626; outline-offset: -2px; }
 #answer:not(:empty) { padding: .2rem .1rem; }
+.check { border: 1px solid var(--border-color-primary); border-left: 5px solid #16a34a;
+  border-radius: 8px; padding: .6rem .8rem; font-size: .9rem; }
+.check.note { border-left-color: #d97706; }
+.check.danger { border-left-color: #dc2626; }
+.check table { border-collapse: collapse; margin-top: .3rem; width: 100%; }
+.check th, .check td { text-align: left; vertical-align: top; padding: .12rem .7rem .12rem 0; }
+.check tr.ok th { color: #15803d; }
+.check tr.note th { color: #b45309; }
+.check tr.danger { color: #b91c1c; font-weight: 600; }
+.dark .check tr.ok th { color: #4ade80; }
+.dark .check tr.note th { color: #fbbf24; }
+.dark .check tr.danger { color: #fca5a5; }
 
 /* Pictures and captions. */
 #upload { border: 2px dashed var(--border-color-primary) !important; }

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scumble.config import METHOD_GROUPS
+from scumble.config import METHOD_GROUPS, TrainConfig
 from scumble.config.train import field_names
 from scumble.data.scan import ScanReport, scan
 from scumble.data.sources import image_folder
 from scumble.errors import UserError
 from scumble.runs.queue import Queue
 from scumble.ui.answers import problem
+from scumble.ui.check_panel import check_html, examined, failed
 from scumble.ui.folders import Folders, plain_name
 from scumble.ui.forms import BASIC, Entry, FormError, entries, start_value, train_config, widget
 from scumble.ui.pictures_panel import Shown, build_pictures, write_captions
@@ -27,6 +28,8 @@ METHODS = {
 }
 """Method -> what a visitor chooses it for."""
 FIRST_METHOD = "text_to_image"
+UNNAMED = "unnamed"
+"""What a run is checked as that has no name yet."""
 
 
 def build(folders: Folders) -> None:
@@ -48,8 +51,13 @@ def build(folders: Folders) -> None:
                 placeholder="my-style",
                 elem_id="name",
             )
-            start = gradio.Button("Start", variant="primary", size="lg", elem_id="start")
+            with gradio.Row():
+                start = gradio.Button(
+                    "Start", variant="primary", size="lg", elem_id="start", scale=3
+                )
+                check = gradio.Button("Check", size="lg", elem_id="check", min_width=90)
             answer = gradio.Markdown(elem_id="answer")
+            checked = gradio.HTML(elem_id="checked")
         with gradio.Column(scale=5, min_width=320, elem_id="run-column"):
             gradio.HTML(heading(4, "Watch it learn"))
             chosen = build_run(folders, queue)
@@ -66,11 +74,21 @@ def build(folders: Folders) -> None:
         line = f"**{job}** is in the queue. It goes on when this page is closed."
         return [shown, line, job, *_marks(form, None)]
 
-    start.click(
-        begin,
-        [method, name, pictures.shown, *pictures.captions, *form.values()],
-        [pictures.shown, answer, chosen, *form.values()],
-    )
+    def look(method: str, name: str, shown: Shown, *values: Any) -> list[Any]:
+        captions, fields = values[: len(pictures.captions)], values[len(pictures.captions) :]
+        shown = write_captions(shown, dict(enumerate(captions)))
+        settings = dict(zip(form, fields, strict=True))
+        try:
+            found = examined(_config(folders, method, name.strip() or UNNAMED, shown, settings))
+        except UserError as error:
+            wrong = error if isinstance(error, FormError) else FormError(error)
+            found = failed(wrong.message, wrong.hint)
+            return [shown, check_html(found, folders), *_marks(form, wrong)]
+        return [shown, check_html(found, folders), *_marks(form, None)]
+
+    inputs = [method, name, pictures.shown, *pictures.captions, *form.values()]
+    start.click(begin, inputs, [pictures.shown, answer, chosen, *form.values()])
+    check.click(look, inputs, [pictures.shown, checked, *form.values()], api_name="check")
 
 
 def _build_form() -> tuple[Any, dict[str, Any]]:
@@ -144,18 +162,30 @@ def _begin(
     Raises:
         UserError: the first thing that is wrong.
     """
-    if method not in METHOD_GROUPS:
-        raise UserError(f"unknown method '{method}'")
     if not name.strip():
         raise UserError("the run has no name", "Give it one: its file will be called so.")
-    pictures = None if shown.pictures is None else str(shown.pictures.folder)
-    output = folders.runs / plain_name(name)
-    config = train_config(method, values, folders, pictures=pictures, output_dir=str(output))
+    config = _config(folders, method, name, shown, values)
+    output = Path(config.output_dir)
     if output.exists():
         raise UserError(f"there is a run called {output.name} already", "Choose another name.")
     if shown.pictures is not None:
         _check_pictures(shown.pictures.folder, config)
     return queue.add(config).name
+
+
+def _config(
+    folders: Folders, method: str, name: str, shown: Shown, values: Mapping[str, Any]
+) -> TrainConfig:
+    """The run that the form describes.
+
+    Raises:
+        UserError: a value that cannot be meant.
+    """
+    if method not in METHOD_GROUPS:
+        raise UserError(f"unknown method '{method}'")
+    pictures = None if shown.pictures is None else str(shown.pictures.folder)
+    output = folders.runs / plain_name(name)
+    return train_config(method, values, folders, pictures=pictures, output_dir=str(output))
 
 
 def _check_pictures(folder: Path, config: Any) -> None:
