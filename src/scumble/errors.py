@@ -1,9 +1,15 @@
 """Errors that are the user's to fix: shown as one clear line, never as a traceback."""
 
+import re
+
 from scumble.redaction import redacted
 
 LONGEST = 1000
 """So many characters of what another library says are passed on: some repeat all that they got."""
+
+
+OVERLONG = re.compile(r"\S{1000,}")
+"""No word of ours, and no path: what a damaged file gave for one."""
 
 
 class UserError(Exception):
@@ -18,7 +24,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, hint: str = "", *, everywhere: bool = False) -> None:
-        message, hint = redacted(message), redacted(hint)
+        message, hint = _clear(message), _clear(hint)
         super().__init__(f"{message}\n  {hint}" if hint else message)
         self.message = message
         self.hint = hint
@@ -31,6 +37,11 @@ class Stopped(Exception):  # noqa: N818 - not an error
     Args:
         message: where it stopped, what was saved, and how to go on.
     """
+
+
+def _clear(text: str) -> str:
+    """A text without secrets, and without words that fill screens."""
+    return OVERLONG.sub(lambda word: f"{word[0][:200]}...", redacted(text))
 
 
 def first_line(error: BaseException) -> str:

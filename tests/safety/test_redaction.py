@@ -94,6 +94,7 @@ def test_errors_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", PLAIN)
     error = UserError(f"no {PLAIN}", f"use {TOKEN}")
     assert [error.message, error.hint, str(error)] == ["no ***", "use ***", "no ***\n  use ***"]
+    assert str(UserError(f"no '{'x' * 5000}' here", "y")) == f"no '{'x' * 199}... here\n  y"
     assert first_line(ValueError(f"bad {PLAIN}\nmore")) == "bad ***"
 
 

@@ -24,7 +24,10 @@ LONGEST_S = 10.0
 MOST_KIB = 200 * 1024
 """By so much one input may raise the most memory that was ever in use."""
 
-TIMES = [pytest.param(1, id="some"), pytest.param(LONG, id="many", marks=pytest.mark.long)]
+TIMES = [
+    pytest.param(1, id="some"),
+    pytest.param(LONG, id="many", marks=[pytest.mark.long, pytest.mark.timeout(1200)]),
+]
 
 
 @pytest.fixture(autouse=True)
