@@ -8,10 +8,14 @@ import random
 import shutil
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
 
 from disturbances import DISTURBANCES, Disturbance, unmount
 from fork_server import ForkServer
@@ -22,6 +26,20 @@ from recipes import RECIPES, Workplace
 MOST_TIMES = 3
 """So often a run is disturbed before it may come to its end."""
 MOST_DELAY_S = 0.03
+
+
+class Case(NamedTuple):
+    """A run that was disturbed.
+
+    Args:
+        method: that trains.
+        hits: the phases in which it was disturbed.
+        broken: what was not as promised.
+    """
+
+    method: str
+    hits: list[str]
+    broken: list[str]
 
 
 @dataclass
@@ -38,6 +56,12 @@ class Figures:
     runs: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
 
+    def add(self, case: Case) -> None:
+        """Count a case."""
+        self.hits.update((case.method, phase) for phase in case.hits)
+        self.runs[case.method] += 1
+        self.broken += case.broken
+
     def table(self) -> str:
         """The figures as Markdown."""
         methods = [method for method in RECIPES if self.runs[method]]
@@ -49,14 +73,6 @@ class Figures:
         rows.append(("in all", *map(str, sums)))
         rows.append(("runs that came to the same end", *(str(self.runs[m]) for m in methods)))
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def undisturbed(server: ForkServer, folder: Path, method: str) -> Standard:
-    """Run a method without any disturbance."""
-    place = Workplace(folder / method / "whole", method)
-    place.prepare()
-    outcome = server.learn(place.job())
-    return standard(place, outcome.lines)
 
 
 def disturbed(
@@ -109,44 +125,80 @@ def disturbed(
     return hits, [f"{what}, resumed: {broken}"] if broken else []
 
 
-def campaign(
-    server: ForkServer,
-    folder: Path,
-    methods: Sequence[str],
-    how: Disturbance,
-    times: int,
-    seed: int,
-    only: int | None = None,
-) -> Figures:
-    """Go through the phases of the methods until runs have been disturbed so often.
+@dataclass(frozen=True)
+class Campaign:
+    """Goes through the phases of the methods until runs have been disturbed so often.
 
     Args:
-        server: that runs them.
-        folder: for their workplaces; those of runs that kept their promises are removed.
+        folder: for workplaces; those of runs that kept their promises are removed.
         methods: that train.
         how: they are disturbed.
         times: in all.
         seed: of every draw.
         only: the number of a case that is to be repeated.
     """
-    figures = Figures()
-    goods = {method: undisturbed(server, folder, method) for method in methods}
-    for number, (method, phase) in enumerate(_turns(goods)):
-        if figures.hits.total() >= times or (only is not None and number > only):
-            break
-        if only not in (None, number):
-            continue
-        place = Workplace(folder / method / str(number), method)
-        draw = random.Random(f"{seed} {number}")
-        hits, broken = disturbed(server, place, goods[method], how, phase, draw)
-        figures.hits.update((method, phase) for phase in hits)
-        figures.runs[method] += 1
-        figures.broken += [f"{method}, seed {seed}, case {number}: {line}" for line in broken]
+
+    folder: Path
+    methods: Sequence[str]
+    how: Disturbance
+    times: int
+    seed: int
+    only: int | None = None
+
+    def run(self, servers: Sequence[ForkServer]) -> Figures:
+        """Run it, on as many cores as there are servers; their number changes no figure."""
+        figures = Figures()
+        idle: SimpleQueue[ForkServer] = SimpleQueue()
+        for server in servers:
+            idle.put(server)
+        with ThreadPoolExecutor(len(servers)) as pool:
+            standards = pool.map(lambda method: self._undisturbed(idle, method), self.methods)
+            goods = dict(zip(self.methods, standards, strict=True))
+            ahead: deque[Future[Case]] = deque()
+            for number, (method, phase) in enumerate(_turns(goods)):
+                if self.only in (None, number):
+                    ahead.append(
+                        pool.submit(self._case, idle, number, goods[method], method, phase)
+                    )
+                if len(ahead) > 2 * len(servers) or number == self.only:
+                    figures.add(ahead.popleft().result())
+                if figures.hits.total() >= self.times or number == self.only:
+                    break
+            for case in ahead:  # begun, and beyond what was asked for
+                case.result()
+        return figures
+
+    def _undisturbed(self, idle: "SimpleQueue[ForkServer]", method: str) -> Standard:
+        place = Workplace(self.folder / method / "whole", method)
+        place.prepare()
+        server = idle.get()
+        try:
+            return standard(place, server.learn(place.job(count=True)).lines)
+        finally:
+            idle.put(server)
+
+    def _case(
+        self,
+        idle: "SimpleQueue[ForkServer]",
+        number: int,
+        good: Standard,
+        method: str,
+        phase: str,
+    ) -> "Case":
+        place = Workplace(self.folder / method / str(number), method)
+        draw = random.Random(f"{self.seed} {number}")
+        server = idle.get()
+        try:
+            hits, broken = disturbed(server, place, good, self.how, phase, draw)
+        finally:
+            idle.put(server)
         if broken:
-            shutil.copytree(place.folder, folder / f"broken-{method}-{number}")
+            broken = [f"{method}, seed {self.seed}, case {number}: {'; '.join(broken)}"]
+            sys.stderr.write(f"{broken[0]}\n")
+            shutil.copytree(place.folder, self.folder / f"broken-{method}-{number}")
         unmount(place)
         shutil.rmtree(place.folder)
-    return figures
+        return Case(method, hits, broken)
 
 
 def _turns(goods: dict[str, Standard]) -> Iterator[tuple[str, str]]:
@@ -162,12 +214,15 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", type=int, help="number of a case, to repeat it")
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="scumble-faults-"))
-    with ForkServer() as server:
-        how = DISTURBANCES[asked.how]
-        figures = campaign(server, folder, asked.methods, how, asked.times, asked.seed, asked.only)
+    how = DISTURBANCES[asked.how]
+    campaign = Campaign(folder, asked.methods, how, asked.times, asked.seed, asked.only)
+    with ExitStack() as stack:
+        servers = [stack.enter_context(ForkServer()) for _ in range(asked.workers)]
+        figures = campaign.run(servers)
     said = [figures.table(), *figures.broken]
     if figures.broken:
         said.append(f"what is left of them: {folder}")

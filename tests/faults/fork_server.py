@@ -4,6 +4,7 @@ The child is a process like any other and runs the `scumble` command: it can be 
 disk can be full. Jobs come in as lines of JSON, and outcomes go out.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -39,6 +40,7 @@ class Job:
         options: of the act.
         delay_s: how long after the moment a signal comes.
         modules: have the outcome say what was imported.
+        count: have the outcome say how many lines each phase has.
         uid: whose run it is.
     """
 
@@ -52,6 +54,7 @@ class Job:
     options: dict[str, Any] = field(default_factory=dict)
     delay_s: float = 0.0
     modules: bool = False
+    count: bool = False
     uid: int | None = None
 
 
@@ -121,6 +124,7 @@ def serve() -> None:
             for name in asked["modules"]:
                 with suppress(ImportError):  # some make modules that are nowhere on the disk
                     importlib.import_module(name)
+            gc.freeze()  # or each child would copy everything, by looking through it
             continue
         print(json.dumps(_run(Job(**asked))), flush=True)  # noqa: T201
 
@@ -180,7 +184,8 @@ def _command(job: Job, news: int) -> int:
             signal.pause() if job.act == "SIGKILL" else time.sleep(0.01)
 
     clock = Clock(job.phase, job.line, act)
-    clock.start()
+    if job.phase or job.count:
+        clock.start()
     code = run(job.arguments)
     sys.settrace(None)
     last: dict[str, Any] = {"lines": clock.counts}

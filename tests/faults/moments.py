@@ -29,7 +29,7 @@ PHASES = {
 COUNTED = ("cli/", "data/", "hub/", "training/", "formats/container.py")
 """Where lines are counted: what only computes has too many of them, and changes no file."""
 
-START, BEST = "start", "best checkpoint"
+START, BEST = "between phases", "best checkpoint"
 ALL = (START, *PHASES, BEST)
 _PHASE_OF = {name: phase for phase, names in PHASES.items() for name in names}
 

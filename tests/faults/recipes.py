@@ -15,7 +15,7 @@ COLOURS = ("red", "green", "blue", "yellow")
 _EVERY = """
     --pretrained_model_name_or_path scumble-tiny --resolution 64 --train_batch_size 2 --rank 2
     --target_modules to_q
-    --max_train_steps 6 --checkpointing_steps 2 --learning_rate 1e-3 --random_flip
+    --max_train_steps 4 --checkpointing_steps 2 --learning_rate 1e-3 --random_flip
     --lr_scheduler cosine --validation_share 0.25 --num_validation_images 1
     --num_inference_steps 1 --report_to none --memory balanced
 """
@@ -26,7 +26,7 @@ _WORD = (
 
 RECIPES = {
     "text_to_image": (
-        "--train_data_dir pictures --checkpoints_total_limit 2 --caption_dropout 0.3 "
+        "--train_data_dir pictures --checkpoints_total_limit 1 --caption_dropout 0.3 "
         "--rank_dropout 0.2 --ema_decay 0.9 --validation_steps 2 --validation_prompt circle"
     ),
     "dreambooth": (

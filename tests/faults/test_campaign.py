@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from campaign import campaign
+from campaign import Campaign
 from disturbances import DISTURBANCES, can_mount
 from fork_server import ForkServer
 from recipes import RECIPES
@@ -21,7 +21,7 @@ def server() -> Iterator[ForkServer]:
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_loses_nothing(server, tmp_path):
-    figures = campaign(server, tmp_path, ["textual_inversion"], DISTURBANCES["kill"], 4, seed=3)
+    figures = Campaign(tmp_path, ["textual_inversion"], DISTURBANCES["kill"], 4, 3).run([server])
     assert figures.broken == []
     assert figures.hits.total() >= 4
 
@@ -32,8 +32,8 @@ def test_a_run_that_is_killed_again_and_again_loses_nothing(server, tmp_path):
 def test_every_method_keeps_its_promises_in_every_phase(server, tmp_path, how, capsys):
     if how == "disk full" and not can_mount(tmp_path):
         pytest.skip("no small disk can be mounted here: that takes the rights of root")
-    disturbance, times = DISTURBANCES[how], TIMES.get(how, 30)
-    figures = campaign(server, tmp_path, list(RECIPES), disturbance, times, seed=0)
+    times = TIMES.get(how, 30)
+    figures = Campaign(tmp_path, list(RECIPES), DISTURBANCES[how], times, 0).run([server])
     with capsys.disabled():
         print(f"\n{how}\n\n{figures.table()}\n")  # noqa: T201
     assert figures.broken == []

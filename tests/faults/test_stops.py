@@ -16,7 +16,7 @@ HOLDER = {"pid": 4711, "host": "there"}
 
 
 def test_a_second_run_on_a_folder_is_kept_out(copied, capsys):
-    place = copied(until=4)
+    place = copied(until=2)
     before = files(place.out)
     with locked(place.out, HOLDER):
         assert place.run_here(resume=True) == 1
