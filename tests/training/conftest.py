@@ -14,7 +14,16 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Six captioned pictures, wider than high, so that crops and flips differ."""
-    folder = tmp_path / "pictures"
+    return _draw_pictures(tmp_path / "pictures")
+
+
+@pytest.fixture(scope="session")
+def draw_pictures() -> Callable[[Path], Path]:
+    """Draws the same pictures into a new folder."""
+    return _draw_pictures
+
+
+def _draw_pictures(folder: Path) -> Path:
     folder.mkdir()
     for number, colour in enumerate(COLOURS):
         image = Image.new("RGB", (96, 64), "black")
