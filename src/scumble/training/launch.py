@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from scumble.errors import UserError, first_line
-from scumble.training.processes import Processes
+from scumble.training.processes import Processes, ended_by_signals
 
 WAY_OUT = "Start it with torchrun --nproc_per_node N -m scumble train ..., or unset WORLD_SIZE."
 
@@ -18,6 +18,9 @@ STARTERS = {
     "PMI_SIZE": "mpirun",
 }
 """Variable with the number of processes -> what sets it and connects nothing."""
+
+PATIENCE_MIN = 15
+"""So long processes wait for one that does not come."""
 
 
 def launched() -> Processes:
@@ -74,12 +77,23 @@ def connect(processes: Processes, on_gpu: bool) -> None:
     """
     if processes.count == 1 or torch.distributed.is_initialized():
         return
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     try:
-        torch.distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            # Others may have to wait while the main process draws.
-            timeout=timedelta(hours=12),
-        )
+        with ended_by_signals():
+            timeout = timedelta(minutes=PATIENCE_MIN)
+            store, rank, count = next(rendezvous("env://", timeout=timeout))
+            # torchrun keeps one store for all its attempts, and in it the addresses of the dead.
+            attempt = PrefixStore(f"{restarts()}/{count}", store)
+            torch.distributed.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+                # Others may have to wait while the main process draws.
+                timeout=timedelta(hours=12),
+                store=attempt,
+                rank=rank,
+                world_size=count,
+            )
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the {processes.count} processes did not find each other: {first_line(error)}",

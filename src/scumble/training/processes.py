@@ -6,6 +6,8 @@ a process ends otherwise, the others notice as soon as they want something of it
 """
 
 import platform
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -158,12 +160,27 @@ class Processes:
         if self.is_main:
             return False
         begin = time.monotonic()
-        with suppress(RuntimeError):
+        with suppress(RuntimeError), ended_by_signals():
             # Nothing ever comes: either the time is over, or the connection breaks.
             request = torch.distributed.irecv(torch.zeros(1), src=0)
             if request is not None:
                 request.wait(timedelta(seconds=seconds))
         return time.monotonic() - begin < seconds
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """While nothing but waiting is done, signals end the process, which could not hear of them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
