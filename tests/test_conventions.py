@@ -13,6 +13,7 @@ import scumble
 from scumble.cli.train import ELSEWHERE, REFUSED
 from scumble.config import METHOD_GROUPS, GenerateConfig, TrainConfig
 from scumble.config.merging import BaseFields, ExtractFields, MergeFields, ResizeFields
+from scumble.config.reproduce import ReproduceFields
 from scumble.config.runs import RunsFields
 from scumble.config.sharing import PushFields
 from scumble.config.space import SpaceFields
@@ -157,7 +158,7 @@ def test_every_option_is_explained() -> None:
     verbs = (PushFields, ConvertFields, DiffFields, InspectFields, ReadFields, WriteFields)
     merging = (BaseFields, ExtractFields, MergeFields, ResizeFields)
     pages = (RunsFields, SpaceFields, UiConfig)
-    for config in (*groups, *verbs, *merging, *pages, GenerateConfig):
+    for config in (*groups, *verbs, *merging, *pages, ReproduceFields, GenerateConfig):
         for item in fields(config):
             owners = (cls.__name__ for cls in config.__mro__)
             text = next(explained[o, item.name] for o in owners if (o, item.name) in explained)

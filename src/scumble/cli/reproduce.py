@@ -1,7 +1,7 @@
 """`scumble reproduce`: train again as an adapter or a run says that it was trained."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scumble.cli.flags import parse_flags
 from scumble.config import METHOD_GROUPS, TrainConfig
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parse(
-    groups: Sequence[type], arguments: Sequence[str], defaults: dict[str, object]
-) -> dict[str, object]:
+    groups: Sequence[type], arguments: Sequence[str], defaults: dict[str, Any]
+) -> dict[str, Any]:
     positionals = {"source": "SOURCE"}
     return parse_flags(
         groups, arguments, "scumble reproduce", DESCRIPTION, defaults, positionals=positionals

@@ -99,7 +99,8 @@ def alone(samples: Samples, index: int) -> Samples:
 
 def _write_step(workshop: Workshop, phase: Phase, step: int, folder: Path) -> None:
     plan = phase.plan.step(step)
-    facts, cards = [], []
+    facts: list[dict[str, Any]] = []
+    cards: list[Card] = []
     for name, positions, samples in samples_of(phase, plan):
         for index, position in enumerate(positions):
             sample = alone(samples, index)

@@ -143,7 +143,9 @@ def _pictures(
 
 def _without(sets: Mapping[str, Any] | None, now: PictureSets) -> dict[str, Any] | None:
     """Those sets that can be compared."""
-    return sets and {name: value for name, value in sets.items() if name in now or name != CLASS}
+    if sets is None:
+        return None
+    return {name: value for name, value in sets.items() if name in now or name != CLASS}
 
 
 def _class_pictures(config: TrainConfig) -> list[Any]:
