@@ -1,5 +1,6 @@
 """A finished run, made once, and copies of it to be damaged."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,9 @@ def copied(
                     shutil.rmtree(path)
             for path in place.out.glob("learned_embeds*"):
                 path.unlink()
-            (place.out / "run.json").write_text("{}")
+            cut_off = {"status": "running", "process": {}}
+            record = json.loads((place.out / "run.json").read_text())
+            (place.out / "run.json").write_text(json.dumps(record | cut_off))
         return place
 
     return copy

@@ -9,6 +9,7 @@ from promises import files
 from recipes import Workplace
 
 from scumble.errors import UserError
+from scumble.runs.listing import read_run
 from scumble.training.interrupts import interruptible
 from scumble.training.lock import LOCK_NAME, locked
 
@@ -18,7 +19,10 @@ HOLDER = {"pid": 4711, "host": "there"}
 def test_a_second_run_on_a_folder_is_kept_out(copied, capsys):
     place = copied(until=2)
     before = files(place.out)
+    assert read_run(place.out).status == "interrupted"
     with locked(place.out, HOLDER):
+        # Whatever the record says of its process, and the clock of when that began.
+        assert (read_run(place.out).status, read_run(place.out).pid) == ("running", 4711)
         assert place.run_here(resume=True) == 1
     said = capsys.readouterr().err
     assert f"another run is writing into {Path('out')}: process 4711 on there" in said

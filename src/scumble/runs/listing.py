@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from scumble.errors import UserError
 from scumble.runs.log import read_tail, recent_steps
+from scumble.training.lock import holder_of
 
 RECORD_NAME = "run.json"
 MAX_DEPTH = 3
@@ -180,7 +181,8 @@ def _view(folder: Path) -> RunView | None:
 
 def _of_record(folder: Path, record: dict[str, Any]) -> RunView:
     updated = _last_write(folder)
-    status = _status(record, updated)
+    writer = holder_of(folder)
+    status = _status(record, updated, writer)
     steps = recent_steps(read_tail(folder))
     last = steps[-1] if steps else {}
     losses = [entry["loss"] for entry in steps[-MEAN_OF:]]
@@ -198,7 +200,7 @@ def _of_record(folder: Path, record: dict[str, Any]) -> RunView:
         method=str(record["settings"].get("method", "")),
         started=_number(record.get("started")) or updated,
         updated=updated,
-        pid=record["process"]["pid"] if status == "running" else None,
+        pid=_integer((writer or record["process"]).get("pid")) if status == "running" else None,
         samples=_samples(folder),
         before_after=_existing(folder, "before_after.png"),
         result=_existing(folder, record.get("result")),
@@ -208,14 +210,18 @@ def _of_record(folder: Path, record: dict[str, Any]) -> RunView:
     )
 
 
-def _status(record: Mapping[str, Any], updated: float) -> Status:
+def _status(
+    record: Mapping[str, Any], updated: float, writer: Mapping[str, Any] | None
+) -> Status:
+    if writer is not None and record.get("status") != "finished":
+        return "running"
     ended: tuple[Status, ...] = ("stopped", "failed", "finished")
     for status in ended:
         if record.get("status") == status:
             return status
     alive = is_alive(record.get("process"))
     if alive is None:
-        alive = time.time() - updated < QUIET_S
+        alive = abs(time.time() - updated) < QUIET_S
     return "running" if alive else "interrupted"
 
 

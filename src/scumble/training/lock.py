@@ -12,7 +12,6 @@ from typing import Any
 
 from scumble import console
 from scumble.errors import UserError
-from scumble.formats.container import require_writable
 
 LOCK_NAME = ".scumble.lock"
 PATIENCE_S = 1.0
@@ -31,6 +30,8 @@ def locked(folder: Path, holder: dict[str, Any]) -> Iterator[None]:
     Raises:
         UserError: another run writes there, or nobody can.
     """
+    from scumble.formats.container import require_writable
+
     require_writable(folder, "--output_dir")
     path = folder / LOCK_NAME
     made = [f for f in (folder, *folder.parents) if not f.exists()]
@@ -54,6 +55,20 @@ def locked(folder: Path, holder: dict[str, Any]) -> Iterator[None]:
                 one.rmdir()
 
 
+def holder_of(folder: Path) -> dict[str, Any] | None:
+    """Who writes into a folder at this moment; None where nobody does, or it cannot be known."""
+    try:
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        return None if _try(descriptor, alone=False) else _content(descriptor)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
 def _take(path: Path) -> int:
     """Open the lock file and lock it, for as long as the process lives or it is closed."""
     end = time.monotonic() + PATIENCE_S
@@ -63,7 +78,7 @@ def _take(path: Path) -> int:
             if _try(descriptor) and _is_still(path, descriptor):
                 return descriptor
             taken = UserError(
-                f"another run is writing into {path.parent}: {_holder(descriptor)}",
+                f"another run is writing into {path.parent}: {_worded(_content(descriptor))}",
                 "Wait for its end or stop it, or name another --output_dir.",
             )
         except OSError as error:
@@ -81,7 +96,8 @@ def _take(path: Path) -> int:
         time.sleep(PATIENCE_S / 10)
 
 
-def _try(descriptor: int) -> bool:
+def _try(descriptor: int, *, alone: bool = True) -> bool:
+    """Lock an open file if nobody else has; others may look at the same time unless `alone`."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -91,7 +107,8 @@ def _try(descriptor: int) -> bool:
         else:
             import fcntl
 
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _TAKEN:
             return False
@@ -114,10 +131,17 @@ def _name_holder(descriptor: int, holder: dict[str, Any]) -> None:
         os.write(descriptor, json.dumps(holder).encode())
 
 
-def _holder(descriptor: int) -> str:
+def _content(descriptor: int) -> dict[str, Any]:
     with suppress(OSError, ValueError):
         os.lseek(descriptor, 0, os.SEEK_SET)
-        match json.loads(os.read(descriptor, 4096)):
-            case {"pid": int(pid), "host": str(host)}:
-                return f"process {pid} on {host}"
+        found = json.loads(os.read(descriptor, 4096))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _worded(holder: dict[str, Any]) -> str:
+    match holder:
+        case {"pid": int(pid), "host": str(host)}:
+            return f"process {pid} on {host}"
     return "a process that has not said which"
