@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from scumble import console
 from scumble.drafts import draft_of, sync
 from scumble.errors import UserError, first_line
+from scumble.families import text_encoders
 from scumble.families.fingerprint import FINGERPRINT, fingerprint
 from scumble.formats import AdapterWeights, write_adapter
 from scumble.formats.container import write_atomically
@@ -103,6 +104,8 @@ def save_learnt(workshop: Workshop, taught: Taught, steps: int, folder: Path) ->
 def save_model(workshop: Workshop, folder: Path) -> Path:
     """Write the whole model as a folder that diffusers opens, in one move."""
     final, draft = folder / MODEL_NAME, draft_of(folder / MODEL_NAME)
+    # One that has been used writes down how it was used last.
+    workshop.components.release(*text_encoders(workshop.family).values())
     with whole_pipeline(workshop) as pipeline:
         try:
             shutil.rmtree(draft, ignore_errors=True)
