@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import torch
 
-
 BETWEEN = "between"
 """What belongs to no stage."""
 
