@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.resources import files as resources
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,20 @@ def test_what_would_stop_the_run_is_a_danger(
     assert "is not empty" in dangers[0].text
     assert "2.png" in dangers[1].text
     assert diagnosis.verdict == "danger"
+
+
+def test_a_base_for_inpainting_is_refused_before_anything_is_loaded(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    tiny = Path(str(resources("scumble") / "assets" / "tiny"))
+    for name in ("model_index.json", *(f"{part}/config.json" for part in ("unet", "vae"))):
+        (tmp_path / "base" / name).parent.mkdir(parents=True, exist_ok=True)
+        text = (tiny / name).read_text()
+        text = text.replace('"in_channels": 4', '"in_channels": 9') if "unet" in name else text
+        (tmp_path / "base" / name).write_text(text)
+    shutil.copytree(tiny / "scheduler", tmp_path / "base" / "scheduler")
+    diagnosis = examine(make_config(pretrained_model_name_or_path=str(tmp_path / "base")))
+    assert "takes 9 channels: it is made to fill in" in texts(diagnosis, "danger")
 
 
 def test_a_subject_with_its_class_is_rehearsed_and_no_class_picture_is_drawn(

@@ -72,9 +72,15 @@ class StableDiffusion:
         """Native edge and size step in pixels; the step is 64 for Stable Diffusion itself.
 
         Raises:
-            UserError: the base does not say its sizes.
+            UserError: the base does not say its sizes, or wants to be shown more than noise.
         """
         unet, vae = self._config(base, "unet"), self._config(base, "vae")
+        if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
+            raise UserError(
+                f"the unet of {base.name} takes {unet['in_channels']} channels: it is made to fill "
+                "in or change pictures, not to draw them",
+                "Use the base that it was made from.",
+            )
         vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
         unet_factor = 2 ** (len(unet["block_out_channels"]) - 1)
         native_px = int(unet["sample_size"]) * vae_factor
