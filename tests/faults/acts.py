@@ -57,9 +57,9 @@ def spoil(folder: str, pattern: str, seed: int) -> None:
         path.write_bytes(random.Random(seed).randbytes(100))
 
 
-def forbid(folder: str) -> None:
-    """Take the right to write into a folder."""
-    Path(folder).chmod(0o555)
+def protect(folder: str) -> None:
+    """Have a disk take nothing more, as one does whose system has found errors."""
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=False)
 
 
 def start_another(words: list[str], output: str) -> None:

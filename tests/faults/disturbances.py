@@ -80,6 +80,11 @@ def make_room(place: Workplace, _draw: random.Random) -> None:
     (place.folder / "filler").unlink(missing_ok=True)
 
 
+def unprotect(place: Workplace, _draw: random.Random) -> None:
+    """Have the disk take things again."""
+    subprocess.run(["mount", "-o", "remount,rw", str(place.folder)], check=True)
+
+
 def damage(place: Workplace, draw: random.Random) -> str:
     """Flip a bit of a file that a run left, cut it short or remove it; says what was done."""
     roots = [root for root in (place.out, place.cache) if root.is_dir()]
@@ -121,6 +126,10 @@ def _room(place: Workplace, draw: random.Random) -> dict[str, Any]:
     return {"folder": str(place.folder), "leave": draw.choice((0, draw.randrange(200_000)))}
 
 
+def _folder(place: Workplace, _draw: random.Random) -> dict[str, Any]:
+    return {"folder": str(place.folder)}
+
+
 def _size(_place: Workplace, draw: random.Random) -> dict[str, Any]:
     return {"size": draw.choice((0, draw.randrange(60_000)))}
 
@@ -143,8 +152,18 @@ def redraw(place: Workplace, _draw: random.Random) -> None:
 
 _ENDED = ("interrupted", "finished")
 _GO_ON = ("Go on with the same command",)
-_WRITE = ("cannot write", "cannot be used", "No space left", "File too large", "cannot be written")
+_WRITE = (
+    "Read-only file system",
+    "cannot write",
+    "cannot be used",
+    "No space left",
+    "File too large",
+    "cannot be written",
+)
 _FAILED = ("failed", "running", *_ENDED)
+
+ON_OWN_DISK = ("disk full", "disk read-only")
+"""Ways that need a small disk, which only root can mount."""
 
 DISTURBANCES = {
     "kill": Disturbance("SIGKILL", (-9,), _ENDED, late=True),
@@ -152,6 +171,7 @@ DISTURBANCES = {
     "terminate": Disturbance("SIGTERM", (130,), ("stopped", *_ENDED), _GO_ON, late=True),
     "stop twice": Disturbance("stop_twice", (130,), ("stopped", *_ENDED), _GO_ON),
     "disk full": Disturbance("fill", (0, 1), _FAILED, _WRITE, _room, mount, make_room),
+    "disk read-only": Disturbance("protect", (0, 1), _FAILED, _WRITE, _folder, mount, unprotect),
     "file too large": Disturbance("limit_files", (0, 1), _FAILED, _WRITE, _size),
     "clock": Disturbance("shake_clock", (0,), _ENDED, options=_clock, repair=date_forward),
     "loss": Disturbance(

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-LIMIT_S = 120
+LIMIT_S = 900
 TRACEBACK = 70
 """Exit code of a run that ended in a traceback."""
 
