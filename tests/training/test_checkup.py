@@ -234,9 +234,13 @@ def test_the_time_is_said_in_words_with_what_it_goes_into() -> None:
 
 
 def test_drawing_and_crashes_are_weighed_against_the_time() -> None:
-    assert said(pace.mostly_drawing(measured(1.0))) == []
-    (drawing,) = said(pace.mostly_drawing(measured(1.0, drawing_s=800.0)))
+    assert said(pace.mostly_drawing(FACTS, measured(1.0))) == []
+    (drawing,) = said(pace.mostly_drawing(FACTS, measured(1.0, drawing_s=800.0)))
     assert "82% of the time goes into pictures" in drawing.text
+    assert "--num_validation_images 1" in drawing.hint
+    often = given(config=config(validation_prompt="a thing", validation_steps=5))
+    (drawing,) = said(pace.mostly_drawing(often, measured(1.0, drawing_s=800.0)))
+    assert "raise --validation_steps" in drawing.hint
     assert said(pace.between_checkpoints(FACTS, measured(1.0))) == []
     (crash,) = said(pace.between_checkpoints(FACTS, measured(7.2)))
     assert crash.text == "a crash would cost up to 1 h: 500 steps between checkpoints"

@@ -133,7 +133,7 @@ def _findings(facts: Facts, pace: Pace, few: FewPictures) -> list[Finding]:
     if few.is_part:
         text = f"a stream: looked at the first {STREAMED} pictures; epochs are of those alone"
         found.insert(0, Finding("note", "pictures", text, "Give --max_train_steps."))
-    found += [*duration(pace), *mostly_drawing(pace), *between_checkpoints(facts, pace)]
+    found += [*duration(pace), *mostly_drawing(facts, pace), *between_checkpoints(facts, pace)]
     return [*found, *speed(pace)]
 
 

@@ -87,15 +87,19 @@ def duration(pace: Pace) -> Iterator[Finding]:
     )
 
 
-def mostly_drawing(pace: Pace) -> Iterator[Finding]:
+def mostly_drawing(facts: Facts, pace: Pace) -> Iterator[Finding]:
     """A run that draws more than it learns."""
     total = sum(seconds for _, seconds in pace.parts)
+    config = facts.config
+    way = "Draw fewer: --num_validation_images 1; or none: --no_before_after."
+    if config.validation_prompt is not None or config.holds_out:
+        way = "Less often: raise --validation_steps (or --validation_epochs)."
     if pace.drawing_s > MOST_DRAWN * total and pace.drawing_s > MINUTE:
         yield Finding(
             "note",
             TIME,
             f"{pace.drawing_s / total:.0%} of the time goes into pictures and measurements",
-            "Less often: raise --validation_steps (or --validation_epochs).",
+            way,
         )
 
 
