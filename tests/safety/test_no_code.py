@@ -14,6 +14,7 @@ import torch
 
 from scumble import TrainConfig
 from scumble.cli.main import run
+from scumble.data.cache import TensorStore, content_key
 from scumble.data.sources import huggingface_dataset
 from scumble.errors import UserError
 from scumble.families import Components, family_of, locate
@@ -152,6 +153,17 @@ def test_a_checkpoint_of_ours_that_was_tampered_with(trap: Trap, tmp_path: Path)
     assert "weights_only" not in str(refused.value)
     with pytest.raises(UserError, match="holds no state of a training"):
         open_checkpoint(writer.write(3, lambda _: None, {"x": 1})).training_state()
+
+
+@pytest.mark.parametrize("kind", ["zip", "before 1.6", "plain"])
+def test_an_entry_of_the_cache(kind: str, trap: Trap, tmp_path: Path) -> None:
+    key = content_key("x")
+    path = tmp_path / key[:2] / f"{key}.safetensors"
+    path.parent.mkdir()
+    write_pickle(path, {"mean": trap}, kind)
+    store = TensorStore(tmp_path)
+    assert store.get(key) is None
+    assert [note.partition(":")[0] for note in store.repaired] == [path.name]
 
 
 def test_a_data_set_with_a_loading_script(script: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from scumble.data.scan import ScanReport, scan
 from scumble.data.sources import huggingface_dataset, image_folder
 from scumble.errors import UserError
 from scumble.formats.container import is_plain_name
-from scumble.hub.pull import local_adapter
+from scumble.hub.pull import choose, local_adapter
 from scumble.runs.listing import read_run
 from scumble.runs.queue import JOB, Queue
 from scumble.tools.base_parts import component_names
@@ -154,6 +154,13 @@ def test_what_a_record_says_of_its_result(out: str, tmp_path: Path) -> None:
 def test_names_of_files_on_the_hub(name: str) -> None:
     with pytest.raises(UserError, match="leads out of 'a/b'"):
         local_adapter(name)
+
+
+def test_names_that_the_hub_lists() -> None:
+    listed = ["../a.safetensors", "/etc/b.safetensors", "x/../../c.safetensors"]
+    assert choose([*listed, "d.safetensors"], "a/b") == "d.safetensors"
+    with pytest.raises(UserError, match="has no adapter file"):
+        choose(listed, "a/b")
 
 
 def test_the_base_that_an_adapter_names_in_the_page(tmp_path: Path) -> None:
