@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.attention import SDPBackend
 
 import scumble
 from scumble import TrainConfig
 from scumble.cli.main import run as scumble_run
 from scumble.errors import UserError
 from scumble.formats.container import read_content
+from scumble.kernels.attention import backends_for
 from scumble.training.blueprint import BLUEPRINT
 from scumble.training.original import open_original
 from scumble.training.picture_list import LIST_NAME
@@ -292,3 +294,11 @@ def test_an_operation_without_a_deterministic_kernel_is_named(
     monkeypatch.setattr("scumble.training.loop.StepWork.__call__", write)
     with pytest.raises(UserError, match="no deterministic kernel for put_"):
         scumble.train(make_config(deterministic=True))
+
+
+def test_attention_that_varies_is_left_out(monkeypatch: Any) -> None:
+    hopper = (torch.float16, 64, (9, 0))
+    assert SDPBackend.CUDNN_ATTENTION in backends_for(*hopper)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert SDPBackend.CUDNN_ATTENTION not in backends_for(*hopper)
+    assert backends_for(*hopper)[0] is SDPBackend.FLASH_ATTENTION

@@ -27,8 +27,8 @@ class Events:
     run nothing.
 
     Args:
-        folder: the run's output folder.
-        rank: of this process. Only the first one's ordinary events are kept, and all failures.
+        folder: the run's output folder; None on processes that write nothing.
+        rank: of this process.
     """
 
     def __init__(self, folder: Path | None = None, rank: int = 0) -> None:
@@ -45,12 +45,11 @@ class Events:
             event: what, in a word.
             facts: about it, ready for JSON.
         """
-        if self.rank == 0 or event == "failed":
-            now = datetime.now().astimezone().isoformat(timespec="milliseconds")
-            elapsed = round(time.monotonic() - self._start, 3)
-            entry = {"time": now, "elapsed_s": elapsed, "rank": self.rank, "event": event}
-            self._waiting.append(entry | facts)
-            self._write()
+        now = datetime.now().astimezone().isoformat(timespec="milliseconds")
+        elapsed = round(time.monotonic() - self._start, 3)
+        entry = {"time": now, "elapsed_s": elapsed, "rank": self.rank, "event": event}
+        self._waiting.append(entry | facts)
+        self._write()
 
     def open(self) -> None:
         """From now on there is a folder to write into."""
