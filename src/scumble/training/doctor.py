@@ -132,7 +132,8 @@ def _findings(facts: Facts, pace: Pace, few: FewPictures) -> list[Finding]:
     found = findings(facts)
     if few.is_part:
         text = f"a stream: looked at the first {STREAMED} pictures; epochs are of those alone"
-        found.insert(0, Finding("note", "pictures", text, "Give --max_train_steps."))
+        hint = "" if facts.config.max_train_steps else "Give --max_train_steps."
+        found.insert(0, Finding("note", "pictures", text, hint))
     found += [*duration(pace), *mostly_drawing(facts, pace), *between_checkpoints(facts, pace)]
     return [*found, *speed(pace)]
 

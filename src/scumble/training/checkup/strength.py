@@ -45,11 +45,9 @@ def strengths(facts: Facts) -> Iterator[Finding]:
     for rate in facts.rates:
         band = BANDS[rate.kind]
         what = f"{rate.kind} of {rate.name}" if len(facts.rates) > 1 else rate.kind
-        scaled = f" x {rate.scale:.3g}" if rate.kind == "adapters" else ""
-        parts.append(
-            f"{what} {rate.rate:.3g}{scaled} = {rate.effective:.2g} (usual: {band.slow:g} to "
-            f"{_most(facts, rate, band.fast):g})"
-        )
+        scaled = f" x {rate.scale:.3g} = {rate.effective:.2g}" if rate.kind == "adapters" else ""
+        usual = f"{band.slow:g} to {_most(facts, rate, band.fast):g}"
+        parts.append(f"{what} {rate.rate:.3g}{scaled} (usual: {usual})")
     yield Finding("ok", TOPIC, "; ".join(parts))
 
 
