@@ -11,6 +11,7 @@ from scumble.cli.main import run
 from scumble.config import METHOD_GROUPS, TrainConfig
 from scumble.config.checks import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARES
 from scumble.config.files import read_config_file
+from scumble.config.generate import GenerateConfig
 from scumble.config.method_groups import METHOD_DEFAULTS
 from scumble.config.sharing import LOCAL_PATHS
 from scumble.config.train import WORD_LISTS, describe, field_names
@@ -183,6 +184,12 @@ def test_pictures_must_come_from_exactly_one_place():
     for changes in ({"train_data_dir": None}, {"dataset_name": "d"}):
         with pytest.raises(UserError, match="--train_data_dir and --dataset_name"):
             good(**changes)
+
+
+def test_the_users_home_may_be_written_short(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert good(output_dir="~/run").output_dir == str(tmp_path / "run")
+    assert GenerateConfig(prompt=("a",), adapter=("b",), output="~/a").output == str(tmp_path / "a")
 
 
 def test_the_token_is_never_part_of_the_settings():

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ class Target:
             rank = 0
             value = None
         value = float(rank) if value is None else value
-        if not pattern or rank < 1 or value <= 0:
+        if not pattern or rank < 1 or not 0 < value < inf:
             raise UserError(
                 f"the target '{text}' is not a pattern, pattern:rank or pattern:rank:alpha",
                 "For example: to_q attn2.to_k:8 ff.net.0.proj:8:4.",

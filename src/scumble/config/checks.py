@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING
 
 from scumble.config.method_groups import METHOD_DEFAULTS, METHOD_GROUPS
-from scumble.config.ranges import MAX_INFERENCE_STEPS, check_seed
+from scumble.config.ranges import check_seed, check_value
 from scumble.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,8 +115,7 @@ def check_ranges(config: "TrainConfig") -> None:
         value = getattr(config, item.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{item.name} must be a finite number, not {value}")
-    if config.num_inference_steps > MAX_INFERENCE_STEPS:
-        raise UserError(f"--num_inference_steps must be at most {MAX_INFERENCE_STEPS}")
+        check_value(item.name, value)
     check_seed(config.seed)
 
 

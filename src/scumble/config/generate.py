@@ -1,10 +1,11 @@
 """The options of `scumble generate`; the docstring under a field is its help text everywhere."""
 
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from scumble.config.ranges import MAX_INFERENCE_STEPS, check_seed
+from scumble.config.ranges import check_seed, check_value
 from scumble.errors import UserError
 
 
@@ -57,14 +58,15 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         self.prompt, self.adapter = tuple(self.prompt), tuple(self.adapter)
+        self.output = os.path.expanduser(self.output)
         if not self.prompt:
             raise UserError("there is no prompt", "Say what to draw: --prompt 'a red fox'.")
         for name in ("num_images", "num_inference_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        for item in fields(self):
+            check_value(item.name, getattr(self, item.name))
         check_seed(self.seed)
-        if self.num_inference_steps > MAX_INFERENCE_STEPS:
-            raise UserError(f"--num_inference_steps must be at most {MAX_INFERENCE_STEPS}")
         if not math.isfinite(self.guidance_scale):
             raise UserError(f"--guidance_scale must be a finite number, not {self.guidance_scale}")
         if self.compare and not self.adapter:

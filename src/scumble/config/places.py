@@ -1,7 +1,6 @@
 """Which names and folders a configuration may give: those that can be, and not one in another."""
 
 import os
-import re
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +10,6 @@ from scumble.errors import UserError
 
 if TYPE_CHECKING:
     from scumble.config.train import TrainConfig
-
-NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
-"""What no name contains that can be written down: NUL, and bytes that are no UTF-8."""
 
 PICTURE_FOLDERS = ("train_data_dir", "instance_data_dir", "validation_data_dir", "class_data_dir")
 
@@ -26,9 +22,6 @@ def check_places(config: "TrainConfig") -> None:
     """
     for item in fields(config):
         value = getattr(config, item.name)
-        if isinstance(value, str) and NO_CHARACTER.search(value):
-            message = f"--{item.name} is no text that can be written down: {value[:200]!a}"
-            raise UserError(message, "Give it in UTF-8; a folder may have to be renamed.")
         if isinstance(value, str) and item.name in LOCAL_PATHS:
             _check_path(item.name, value)
     logs = Path(os.path.normpath(config.logging_dir))

@@ -69,6 +69,7 @@ class TrainConfig(
             value = getattr(self, name) or ()
             words = value if isinstance(value, str) else " ".join(value)
             setattr(self, name, tuple(words.replace(",", " ").split()))
+        self.output_dir = os.path.expanduser(self.output_dir)
         check_method(self)
         fill_defaults(self)
         check_ranges(self)

@@ -17,7 +17,6 @@ from scumble.data.sources import Example, Source
 from scumble.data.wording import counted, listed
 from scumble.errors import UserError
 
-
 LOST = (Finding.UNREADABLE, Finding.TOO_LARGE)
 """What takes a picture out of the training: each is named, however many there are."""
 

@@ -35,12 +35,12 @@ def wrong_type(name: str, value: str) -> Case:
 
 
 OUT_OF_RANGE: dict[str, tuple[str, ...]] = {
-    "rank": ("0", "-4"),
-    "resolution": ("0", "-64", "65"),
-    "train_batch_size": ("0",),
+    "rank": ("0", "-4", "1" + "0" * 30),
+    "resolution": ("0", "-64", "65", "1000000"),
+    "train_batch_size": ("0", "1" + "0" * 30),
     "gradient_accumulation_steps": ("0",),
     "num_train_epochs": ("0",),
-    "max_train_steps": ("0", "-1"),
+    "max_train_steps": ("0", "-1", "1" + "0" * 30),
     "max_train_samples": ("0",),
     "checkpointing_steps": ("0",),
     "checkpoints_total_limit": ("0",),
@@ -54,7 +54,7 @@ OUT_OF_RANGE: dict[str, tuple[str, ...]] = {
     "max_grad_norm": ("-1", "nan"),
     "adam_weight_decay": ("-0.1",),
     "noise_offset": ("-0.1", "inf"),
-    "dataloader_num_workers": ("-1",),
+    "dataloader_num_workers": ("-1", "1000000"),
     "keep_tokens": ("-1",),
     "learning_rate": ("0", "-1e-4", "nan", "inf", "1e400"),
     "alpha": ("0", "-1"),
@@ -87,6 +87,26 @@ def out_of_range(name: str, value: str) -> Case:
 def words(name: str, *more: str, says: tuple[str, ...], code: int = 1, **changes: object) -> Case:
     return Case(f"config: {name}", lambda place: place.train(*more, **changes), says, code)
 
+
+def drawn(name: str, *says: str, **changes: object) -> Case:
+    settings = {"pretrained_model_name_or_path": "scumble-tiny"} | changes
+    return Case(f"config: drawing, {name}", lambda place: place.generate(**settings), says)
+
+
+NO_TEXT = "caf\udce9"
+"""What a terminal of another encoding makes of a word."""
+
+DRAWING = [
+    drawn("prompt in another encoding", "--prompt", "UTF-8", prompt=NO_TEXT),
+    drawn("prompt with NUL", "--prompt", prompt="a\0b"),
+    drawn("negative prompt in another encoding", "--negative_prompt", negative_prompt=NO_TEXT),
+    drawn("height without end", "--height", height=10**9),
+    drawn("width without end", "--width", width=10**9),
+    drawn("more pictures than can be", "--num_images", num_images=10**30),
+    drawn("more steps than there are", "--num_inference_steps", num_inference_steps=1001),
+    drawn("seed beyond its range", "--seed", seed=2**63),
+    drawn("guidance beyond numbers", "circle", guidance_scale=1e39),
+]
 
 CONTRADICTIONS = [
     words("no pictures named", train_data_dir=None, says=("--train_data_dir",)),
@@ -143,6 +163,9 @@ CONTRADICTIONS = [
     words("factor of another type", decompose_factor=8, says=("--decompose_factor", "lokr")),
     words("layers that are not there", target_modules="to_z", says=("to_z",)),
     words("rank of a layer is a word", target_modules="to_q:four", says=("to_q:four",)),
+    words("scale of a layer is NaN", target_modules="to_q:4:nan", says=("to_q:4:nan",)),
+    words("scale of a layer is infinite", target_modules="to_q:4:inf", says=("to_q:4:inf",)),
+    words("caption in another encoding", instance_prompt=NO_TEXT, says=("--instance_prompt",)),
     words("rank of a layer is nothing", target_modules="to_q:0", says=("to_q:0",)),
     words("rate of a layer is a word", layer_learning_rates="to_q:fast", says=("to_q:fast",)),
     words(
@@ -196,6 +219,15 @@ COMMAND_LINES = [
         "config: word that starts from nothing",
         lambda p: p.train("--placeholder_token", "<a>", method="textual_inversion"),
         ("--initializer_token",),
+    ),
+    Case(
+        "config: word of more vectors than any prompt",
+        lambda p: p.train(
+            *("--placeholder_token", "<a>", "--initializer_token", "red", "--num_vectors"),
+            "1000000000",
+            method="textual_inversion",
+        ),
+        ("--num_vectors",),
     ),
     Case(
         "config: word that is known",
@@ -278,6 +310,7 @@ COMMAND_LINES = [
 CASES = [
     *(wrong_type(name, value) for name, value in WRONG_TYPES.items()),
     *(out_of_range(name, value) for name, values in OUT_OF_RANGE.items() for value in values),
+    *DRAWING,
     *CONTRADICTIONS,
     *COMMAND_LINES,
 ]
