@@ -1,14 +1,12 @@
 """Pictures of two shapes with captions and masks, and the lines that train on them."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
+from ranks import Arguments
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white")
-
-Arguments = Callable[..., list[str]]
 
 
 @pytest.fixture

@@ -6,9 +6,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TQDM_DISABLE"] = "1"
 
 import accelerate  # noqa: F401
-import diffusers.optimization
-import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion
-import torch.distributed
 import transformers.models.clip.modeling_clip
 import transformers.models.clip.tokenization_clip  # noqa: F401
 

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,10 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = 90
+Arguments = Callable[..., list[str]]
+"""Builds the words of a quick run; its output folder is the first."""
+
+LIMIT_S = 200
 TRACEBACK = 70
 """Exit code of a process that ended in a traceback."""
 
@@ -178,12 +182,14 @@ def _be(rank: Rank) -> None:
 
 def _command(rank: Rank) -> int:
     import torch
+    from tqdm import tqdm
 
     from scumble.cli.main import run as command
     from scumble.families.stable_diffusion import StableDiffusion
     from scumble.inference import generator
 
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is one of processes, which would be missed
     counts = {"encode_pixels": 0, "encode_prompts": 0, "draw_together": 0}
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,13 +6,15 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import Arguments
-from ranks import Ended, Rank, free_port, run, wired
+import torch
+from ranks import Arguments, Ended, Rank, free_port, run, wired
 
 from scumble.errors import UserError
 from scumble.training.launch import launched
+from scumble.training.phase import Dropouts, Phase
 
 pytestmark = pytest.mark.multiprocess
 
@@ -114,6 +116,13 @@ def test_all_stop_after_the_same_step(arguments: Arguments, tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["status"] == "stopped"
+    # The steps that are left by one process, which says that this is not the same.
+    more = arguments("out", "--resolution", 64, "--train_batch_size", 2)
+    wire = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    words = [*more, "--resume_from_checkpoint", "latest"]
+    (resumed,) = run([Rank(words, tmp_path / "alone.txt", wire)])
+    assert resumed.code == 0, resumed.output
+    assert "the number of processes was 2 and is 1 now: a step sees up to 2 pict" in resumed.output
 
 
 def test_a_killed_process_ends_the_others(arguments: Arguments, tmp_path: Path) -> None:
@@ -127,6 +136,19 @@ def test_not_a_number(arguments: Arguments, tmp_path: Path) -> None:
     words = arguments("out", *QUICK, "--learning_rate", "1e30")
     require_ended(two([words] * 2, tmp_path), 1, "the loss is nan", "step 2")
     assert (tmp_path / "out" / "checkpoint-1").is_dir()
+
+
+def test_each_process_drops_other_inputs_and_the_same_each_time() -> None:
+    def drawn(process: int) -> list[float]:
+        phase = SimpleNamespace(
+            taught=SimpleNamespace(adapters={}), dropouts=Dropouts(inputs=0.5, process=process)
+        )
+        Phase.enter_step(phase, 7)
+        return torch.rand(4).tolist()
+
+    assert drawn(0) == drawn(0)
+    assert drawn(1) == drawn(1)
+    assert drawn(0) != drawn(1) != drawn(2)
 
 
 @pytest.mark.parametrize(

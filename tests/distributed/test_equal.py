@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import Arguments
-from ranks import Ended, Rank, free_port, run, wired
+from ranks import Arguments, Ended, Rank, free_port, run, wired
 from safetensors.torch import load_file
 
 from scumble.data.buckets import BatchPlan
@@ -76,6 +75,7 @@ def require_equal(one: Path, other: Path) -> None:
             assert gap <= 5e-4 * size, (file, name, gap / size)
 
 
+@pytest.mark.slow
 def test_three_processes_teach_what_one_does(arguments: Arguments, tmp_path: Path) -> None:
     """Rests of buckets leave processes without a sample; nothing is encoded twice."""
     for picture in list((tmp_path / "pictures").glob("*.png")):
@@ -94,6 +94,7 @@ def test_three_processes_teach_what_one_does(arguments: Arguments, tmp_path: Pat
     assert [ended.output for ended in three[1:]] == ["", ""]
 
 
+@pytest.mark.slow
 def test_two_machines_that_share_no_disk(arguments: Arguments, tmp_path: Path) -> None:
     """Each has folders of its own; class pictures are drawn once and are there on both."""
     lines = [
@@ -115,7 +116,9 @@ def test_two_machines_that_share_no_disk(arguments: Arguments, tmp_path: Path) -
     assert [ended.counts["draw_together"] for ended in two] == [1, 1]
     for number in range(2):
         name = f"drawn_{number:05d}.png"
-        drawn = {(tmp_path / folder / name).read_bytes() for folder in ("class", "class-0", "class-1")}
+        drawn = {
+            (tmp_path / folder / name).read_bytes() for folder in ("class", "class-0", "class-1")
+        }
         assert len(drawn) == 1, "the picture is not that of one process"
     assert sum(ended.counts["encode_pixels"] for ended in two) == one.counts["encode_pixels"]
     assert not (tmp_path / "out-1").exists(), "only the main process writes"

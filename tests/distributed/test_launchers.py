@@ -1,4 +1,4 @@
-"""The real launchers: torchrun on one machine and on two, accelerate launch, and a killed process."""
+"""The real launchers: torchrun on one machine and on two, accelerate launch; killed processes."""
 
 import json
 import os
@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Arguments
-from ranks import free_port, wait_for
+from ranks import Arguments, free_port, wait_for
 
 from scumble import TrainConfig
 from scumble.errors import UserError
@@ -62,14 +61,13 @@ def launch(words: Sequence[str], folder: Path) -> str:
     return text
 
 
-def rank_of(pid: int, rank: int) -> psutil.Process:
+def of_rank(pid: int, rank: int) -> list[psutil.Process]:
+    found = []
     for process in family(pid):
-        try:
+        with suppress(psutil.Error):
             if process.environ().get("RANK") == str(rank):
-                return process
-        except psutil.Error:
-            continue
-    raise AssertionError(f"there is no process {rank}")
+                found.append(process)
+    return found
 
 
 def steps_done(folder: Path) -> int:
@@ -124,7 +122,8 @@ def test_a_killed_process_is_started_anew(seed: int, arguments: Arguments, tmp_p
     with launched(run, output, tmp_path / "cache") as process:
         step, rank = draw.randint(0, 10), draw.randint(0, 1)
         wait_for(lambda: steps_done(tmp_path / "disturbed") >= step)
-        rank_of(process.pid, rank).send_signal(signal.SIGKILL)
+        wait_for(lambda: bool(of_rank(process.pid, rank)))
+        of_rank(process.pid, rank)[0].send_signal(signal.SIGKILL)
         code = process.wait(LIMIT_S)
     text = output.read_text("utf-8", "replace")
     assert code == 0, text[-4000:]

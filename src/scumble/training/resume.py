@@ -1,9 +1,10 @@
 """Go on from a checkpoint: is it one of this very run, and what is not as it was?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scumble import console
+from scumble.data.wording import counted
 from scumble.errors import UserError
 from scumble.training.average import copy_into
 from scumble.training.blueprint import TEACHES_NOTHING
@@ -32,10 +33,12 @@ def continue_from(
     differences = checkpoint.differences(workshop.config)
     if checkpoint.data_digest != workshop.gathered.digest():
         differences.append("the pictures or captions have changed since the checkpoint")
+    state = workshop.runtime.processes.from_main(checkpoint.training_state)
+    others = _other_processes(state, workshop)
+    differences += others
     for difference in differences:
         console.say(f"not as before: {difference}")
     workshop.runtime.events.note("resumed", step=checkpoint.step, changes=differences)
-    state = workshop.runtime.processes.from_main(checkpoint.training_state)
     learnt = together(phase.taught for phase in phases).named_state()
     saved = {name: tensor.shape for name, tensor in state["parameters"].items()}
     if saved != {name: tensor.shape for name, tensor in learnt.items()}:
@@ -54,9 +57,24 @@ def continue_from(
             "were, or start a new --output_dir.",
         )
     copy_into(learnt, state["parameters"])
-    taught_otherwise = [*state.get("changes", []), *_of_what_was_learnt(checkpoint, workshop)]
+    taught_otherwise = [
+        *state.get("changes", []),
+        *others,
+        *_of_what_was_learnt(checkpoint, workshop),
+    ]
     workshop.changes.extend(dict.fromkeys(taught_otherwise))
     return state
+
+
+def _other_processes(state: Mapping[str, Any], workshop: Workshop) -> list[str]:
+    """Whether a step sees another number of pictures than before, because others share it."""
+    before, now = state.get("processes"), workshop.runtime.num_processes
+    if before in (None, now):
+        return []
+    return [
+        f"the number of processes was {before} and is {now} now: a step sees up to "
+        f"{counted(workshop.batch_size, 'picture')}"
+    ]
 
 
 def _of_what_was_learnt(checkpoint: Checkpoint, workshop: Workshop) -> list[str]:

@@ -246,6 +246,7 @@ class Sitting:
             "choice": self.choice.state(),
             "phase": phase_name(self.phases, self.done),
             "changes": self.workshop.changes,
+            "processes": self.workshop.runtime.num_processes,
         }
         with average.applied(), self._at_rest():
             self.writer.write(
