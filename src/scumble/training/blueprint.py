@@ -37,7 +37,7 @@ TEACHES_NOTHING = (
     | {*SECRETS, *REPORTING}
     | {"cache_dir", "latent_cache_dir", "cache_latents", "dataloader_num_workers", "local_rank"}
     | {"validation_prompt", "num_validation_images", "before_after"}
-    | {"num_inference_steps", "guidance_scale"}
+    | {"num_inference_steps", "guidance_scale", "memory"}
 )
 """Settings without which a run teaches the same."""
 
