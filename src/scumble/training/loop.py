@@ -115,8 +115,10 @@ class StepWork:
             # Divided by the full step's size, so that a small bucket's pictures weigh no more.
             self.update.backward(loss_B.sum() / self.phase.plan.nominal)
         several = self.runtime.num_processes > 1
-        stop = float(several and self.asked_to_stop())
-        totals = torch.stack([*sums.values(), torch.full((), stop, device=self.runtime.device)])
+        stop = torch.zeros((), device=self.runtime.device)
+        if several and self.asked_to_stop():
+            stop += 1
+        totals = torch.stack([*sums.values(), stop])
         if several:
             totals = _add_up(self.update.parameters, self.runtime, totals)
         grad_norm = self.update.apply(totals[:-1].sum())
