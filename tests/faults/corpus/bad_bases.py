@@ -201,7 +201,7 @@ FOLDERS = [
     trained_on(
         "unet of unknown blocks", with_json("unet/config.json", down_block_types=["X"] * 3), "unet"
     ),
-    trained_on("vae of other latents", with_json("vae/config.json", latent_channels=5), "vae"),
+    trained_on("vae of other latents", with_json("vae/config.json", latent_channels=5)),
     trained_on(
         "schedule that is not known",
         with_json("scheduler/scheduler_config.json", beta_schedule="x"),
