@@ -31,12 +31,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+@pytest.fixture(scope="session")
+def shared_counts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What steps were counted to cost: the same in every test, and dear to count."""
+    return tmp_path_factory.mktemp("counts")
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test an empty cache folder, away from the user's own."""
-    folder = str(tmp_path_factory.mktemp("cache"))
+def own_cache(
+    tmp_path_factory: pytest.TempPathFactory, shared_counts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Give each test a cache folder of its own, away from the user's, with nothing but counts."""
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "scumble").mkdir()
+    (folder / "scumble" / "counts").symlink_to(shared_counts)
     for variable in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.setenv(variable, folder)
+        monkeypatch.setenv(variable, str(folder))
 
 
 @pytest.fixture(scope="session")

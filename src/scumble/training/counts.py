@@ -20,8 +20,16 @@ from scumble.training.denoising import Samples
 from scumble.training.sealed import read_sealed, sealed
 
 UNIMPORTANT = (
-    *("output_dir", "logging_dir", "resume_from_checkpoint", "max_train_steps"),
-    *SECRETS,
+    *("pretrained_model_name_or_path", "revision", "variant", "cache_dir"),
+    *("train_data_dir", "instance_data_dir", "class_data_dir", "validation_data_dir"),
+    *("dataset_name", "max_train_samples", "latent_cache_dir", "dataloader_num_workers"),
+    *("instance_prompt", "class_prompt", "num_class_images", "caption_dropout", "random_flip"),
+    *("learning_rate", "text_encoder_lr", "lr_scheduler", "lr_warmup_steps", "seed"),
+    *("max_train_steps", "num_train_epochs", "checkpointing_steps", "checkpoints_total_limit"),
+    *("validation_prompt", "num_validation_images", "validation_epochs", "validation_steps"),
+    *("validation_share", "early_stop", "before_after", "num_inference_steps", "guidance_scale"),
+    *("output_dir", "logging_dir", "resume_from_checkpoint", "report_to", "debug_batches"),
+    *("push_to_hub", "hub_model_id", "hub_private", *SECRETS),
 )
 """Options that change no step's cost and are often changed."""
 
