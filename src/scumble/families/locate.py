@@ -18,6 +18,9 @@ BUILT_IN = {"scumble-tiny": "tiny"}
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 
+MOST, MOST_LAYERS = 10**7, 1000
+"""Limits of the numbers in a configuration: building a model of more would never end."""
+
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """How files of weights begin in folders of diffusers and transformers."""
 
@@ -81,7 +84,16 @@ class BaseModel:
                 )
         else:
             path = self.fetch(f"{component}/{file_name}")
-        return _read_json(path)
+        config = _read_json(path)
+        for key, value in config.items():
+            limit = MOST_LAYERS if "layers" in key else MOST
+            numbers = value if isinstance(value, list) else [value]
+            if any(isinstance(number, int | float) and number > limit for number in numbers):
+                raise UserError(
+                    f"{path} is damaged: '{key}' is {value}, more than any model has",
+                    "Fetch the model again.",
+                )
+        return config
 
     def files(self, component: str) -> list[Path]:
         """The files on this machine that a component is made of; empty where that is not known."""

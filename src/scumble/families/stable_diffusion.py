@@ -57,6 +57,7 @@ class StableDiffusion:
             if base.is_checkpoint:
                 module = single_file.load_component(base.location, name, dtype)
             else:
+                base.config(name)  # refused before anything is built of it
                 # transformers calls the format of the weights dtype, diffusers torch_dtype.
                 option = "dtype" if name == "text_encoder" else "torch_dtype"
                 find = partial(_component_class, name)

@@ -22,7 +22,10 @@ FLOATS = {name: DTYPES[name] for name in ("F32", "F16", "BF16", "F64")}
 """Number formats that are cast here."""
 WEIGHTS_NAME = "diffusion_pytorch_model"
 
-UNFIT = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, struct.error)
+UNFIT = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, struct.error),
+    *(ArithmeticError, AssertionError),
+)
 """What damaged files end in; RuntimeError where shapes do not fit their bytes."""
 
 

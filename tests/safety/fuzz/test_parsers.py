@@ -1,5 +1,6 @@
 """Whatever a file says, every parser reads it or refuses it in one clear line, soon."""
 
+import json
 import random
 import resource
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from mutants import mutants
-from targets import CARD, LAUGHS, TARGETS, Target, card, settings
+from targets import CARD, LAUGHS, TARGETS, TINY, Target, base_file, card, settings
 
 from scumble import redaction
 from scumble.console import plain
@@ -93,3 +94,18 @@ def test_settings_of_a_billion_words_are_refused_soon(key: str, tmp_path: Path) 
         assert complaint(target, raw + f"{key}: {value}\n".encode(), tmp_path) == ""
         with pytest.raises(UserError):
             settings("yaml")(raw, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("text_encoder", "num_hidden_layers"),
+        ("unet", "layers_per_block"),
+        ("vae", "norm_num_groups"),
+    ],
+)
+def test_a_model_that_would_never_be_built_is_refused(part: str, key: str, tmp_path: Path) -> None:
+    name = f"{part}/config.json"
+    config = json.loads((TINY / name).read_text()) | {key: 10**12}
+    with pytest.raises(UserError, match="more than any model has"):
+        base_file(name, part)(json.dumps(config).encode(), tmp_path)
