@@ -28,15 +28,31 @@ def plain(text: str) -> str:
     return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", redacted(text))
 
 
-class _Redacting:
+class _Guarded:
     """A stream on which nobody can write a secret: no library, no warning, no traceback."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.may_be_lost = False
 
     def write(self, text: str) -> int:
-        self._stream.write(redacted(text))
+        with self._maybe_lost():
+            self._stream.write(redacted(text))
         return len(text)
+
+    def flush(self) -> None:
+        with self._maybe_lost():
+            self._stream.flush()
+
+    @contextmanager
+    def _maybe_lost(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            if not self.may_be_lost:
+                raise
+            # What is still to come, and what is still in the stream, goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -52,10 +68,26 @@ def guard_output() -> None:
     And in its command line, which trackers send along. Not by sys.excepthook: it hears of no
     warning, log line or thread, and of no library that prints an error before it raises.
     """
-    if not isinstance(sys.stdout, _Redacting):
-        sys.stdout = cast(TextIO, _Redacting(sys.stdout))
-        sys.stderr = cast(TextIO, _Redacting(sys.stderr))
+    if not isinstance(sys.stdout, _Guarded):
+        sys.stdout = cast(TextIO, _Guarded(sys.stdout))
+        sys.stderr = cast(TextIO, _Guarded(sys.stderr))
     sys.argv[1:] = [redacted(word) for word in sys.argv[1:]]
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Go on where nobody hears any more: the terminal is gone, or the disk of the output full.
+
+    For work that is worth more than what is said of it.
+    """
+    guarded = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, _Guarded)]
+    for stream in guarded:
+        stream.may_be_lost = True
+    try:
+        yield
+    finally:
+        for stream in guarded:
+            stream.may_be_lost = False
 
 
 _listeners: list[Callable[[str], None]] = []

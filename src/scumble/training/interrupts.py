@@ -1,4 +1,4 @@
-"""Ctrl-C and kill: finish the step, save, and stop in good order."""
+"""Ctrl-C, kill and a closed terminal: finish the step, save, and stop in good order."""
 
 import os
 import signal
@@ -12,12 +12,14 @@ from typing import Any, Self
 
 from scumble import console
 
+ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""What asks a process to end, but for Ctrl-C: kill, and a terminal that is closed."""
 SAME_WISH_S = 5.0
 """Signals that come so close together through a launcher are one."""
 
 
 class StopRequest:
-    """While entered, SIGINT and SIGTERM set `requested` instead of killing the process.
+    """While entered, Ctrl-C and `ENDING` set `requested` instead of killing the process.
 
     A second signal interrupts at once.
     """
@@ -29,7 +31,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *ENDING):
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -54,13 +56,13 @@ class StopRequest:
 
 @contextmanager
 def interruptible(record: Path) -> Iterator[None]:
-    """Where no step is taken, SIGTERM interrupts at once, as Ctrl-C does; how to go on is said.
+    """Where no step is taken, `ENDING` interrupts at once, as Ctrl-C does; how to go on is said.
 
     Args:
         record: of the run, which is there once something of it can be resumed.
     """
     in_charge = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, _interrupt) if in_charge else None
+    previous = [(n, signal.signal(n, _interrupt)) for n in ENDING] if in_charge else []
     try:
         yield
     except KeyboardInterrupt:
@@ -71,8 +73,8 @@ def interruptible(record: Path) -> Iterator[None]:
         )
         raise
     finally:
-        if in_charge:
-            signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous:
+            signal.signal(number, handler)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

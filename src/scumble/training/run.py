@@ -58,7 +58,7 @@ def train(config: TrainConfig) -> TrainResult:
         Stopped: the user interrupted; a checkpoint to go on from is written.
     """
     folder = Path(config.output_dir)
-    with interruptible(folder / RECORD_NAME):
+    with console.unheard(), interruptible(folder / RECORD_NAME):
         with memory_explained(config) as levels, deterministic(config):
             runtime = prepare_runtime(config)
             ours = locked(folder, this_process()) if runtime.is_main else nullcontext()
