@@ -27,13 +27,17 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 LONG_PAGES = {
+    "docs/how-to/check_before_training.md",
     "docs/how-to/choose_an_adapter_type.md",
     "docs/how-to/fine_tune_the_training.md",
     "docs/how-to/fit_a_small_card.md",
     "docs/how-to/multi_gpu.md",
     "docs/how-to/reproduce_a_run.md",
+    "docs/how-to/multi_gpu.md",
+    "docs/how-to/reproduce_a_run.md",
     "docs/how-to/teach_a_subject.md",
     "docs/how-to/teach_a_word.md",
+    "docs/how-to/work_with_adapter_files.md",
 }
 OTHER_SPELLINGS = {"sh", "shell", "console", "zsh", "py", "python3", "pycon"}
 
