@@ -33,8 +33,6 @@ LONG_PAGES = {
     "docs/how-to/fit_a_small_card.md",
     "docs/how-to/multi_gpu.md",
     "docs/how-to/reproduce_a_run.md",
-    "docs/how-to/multi_gpu.md",
-    "docs/how-to/reproduce_a_run.md",
     "docs/how-to/teach_a_subject.md",
     "docs/how-to/teach_a_word.md",
     "docs/how-to/work_with_adapter_files.md",
