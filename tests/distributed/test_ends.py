@@ -108,6 +108,18 @@ def test_other_data(what: str, arguments: Arguments, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_what_goes_wrong_in_one_alone(arguments: Arguments, tmp_path: Path) -> None:
+    """It says so itself; the main process says that another one has ended."""
+    lines = [arguments("out", *QUICK) for _ in range(2)]
+    (tmp_path / "file").write_text("no folder")
+    lines[1] += ["--latent_cache_dir", str(tmp_path / "file" / "cache")]
+    main, other = two(lines, tmp_path)
+    assert (main.code, other.code) == (1, 1)
+    assert "scumble: another process of this run has ended; its own message" in main.output
+    assert f"the cache folder {tmp_path / 'file'}" in other.output
+    assert "Traceback" not in main.output + other.output
+
+
 def test_all_stop_after_the_same_step(arguments: Arguments, tmp_path: Path) -> None:
     """Launchers pass signals on to every process, twice where a terminal did so already."""
     signals = {1: (signal.SIGTERM, signal.SIGINT)}
