@@ -173,7 +173,7 @@ class TensorStore:
     def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:
         unfinished = draft_of(path)
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with unfinished.open("wb") as file:
                     file.write(save(tensors, {"sha256": _digest(tensors)}))
