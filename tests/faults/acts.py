@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 YEAR_S = 365 * 24 * 3600.0
@@ -15,15 +16,11 @@ YEAR_S = 365 * 24 * 3600.0
 
 def fill(folder: str, leave: int) -> None:
     """Fill a disk but for some bytes."""
-    with (Path(folder) / "filler").open("wb") as file:
-        try:
+    with (Path(folder) / "filler").open("wb", buffering=0) as file:
+        with suppress(OSError):
             while True:
-                file.write(b"\0" * 4096)
-                file.flush()
-        except OSError:
-            pass
-    with (Path(folder) / "filler").open("r+b") as file:
-        file.truncate(max(0, os.path.getsize(file.name) - leave))
+                file.write(bytes(4096))
+        file.truncate(max(0, file.tell() - leave))
 
 
 def limit_files(size: int) -> None:
