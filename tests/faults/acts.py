@@ -17,9 +17,10 @@ YEAR_S = 365 * 24 * 3600.0
 def fill(folder: str, leave: int) -> None:
     """Fill a disk but for some bytes."""
     with (Path(folder) / "filler").open("wb", buffering=0) as file:
-        with suppress(OSError):
-            while True:
-                file.write(bytes(4096))
+        for size in (1 << 20, 4096):
+            with suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
         file.truncate(max(0, file.tell() - leave))
 
 

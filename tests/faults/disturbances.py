@@ -14,7 +14,7 @@ from typing import Any
 
 from recipes import Workplace
 
-DISK_MIB = 48
+DISK_MIB = 512
 FUTURE = 4_000_000_000
 """In the year 2096."""
 

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 LIMIT_S = 900
+PIPELINE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
 TRACEBACK = 70
 """Exit code of a run that ended in a traceback."""
 
@@ -197,7 +198,8 @@ def _command(job: Job, news: int) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    import scumble.cli.train
-    import scumble.training.run  # noqa: F401
+    # What every run needs; what else it imports is learnt from the first.
+    for needed in ("scumble.cli.train", "scumble.training.run", PIPELINE):
+        importlib.import_module(needed)
 
     serve()

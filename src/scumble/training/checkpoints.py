@@ -156,8 +156,10 @@ class CheckpointWriter:
             sync(self.root)
         except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
             shutil.rmtree(draft, ignore_errors=True)
+            known = isinstance(error, OSError)
+            words = first_line(error) if known else f"disk full? torch says: {first_line(error)}"
             raise UserError(
-                f"cannot write {final}: {first_line(error)}",
+                f"cannot write {final}: {words}",
                 "Older checkpoints are untouched. Make room, then go on with "
                 "--resume_from_checkpoint latest.",
             ) from error
