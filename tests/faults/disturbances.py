@@ -152,7 +152,7 @@ def redraw(place: Workplace, _draw: random.Random) -> None:
 
 
 _ENDED = ("interrupted", "finished")
-_GO_ON = ("Go on with the same command",)
+_GO_ON = ("Go on with the same command", "interrupted")
 _WRITE = (
     "Read-only file system",
     "cannot write",
@@ -179,7 +179,7 @@ DISTURBANCES = {
         "lose",
         (0, 1),
         _FAILED,
-        ("no longer", "no folder", "no picture", "gone", "Every"),
+        ("no longer", "cannot be used", "no folder", "no picture", "gone", "Every"),
         _loss,
         repair=redraw,
     ),

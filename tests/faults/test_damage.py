@@ -11,6 +11,7 @@ from promises import files, log
 from recipes import Workplace
 
 from scumble import TrainConfig
+from scumble.data.cache import TensorStore
 from scumble.drafts import ABANDONED_S, draft_of, sweep
 from scumble.errors import UserError
 from scumble.training.checkpoints import STATE, CheckpointWriter, open_checkpoint
@@ -113,6 +114,15 @@ def test_a_damaged_log_and_record_cost_no_step(original, copied, capsys):
         == (files(original.out)["learned_embeds.safetensors"])
     )
     assert log(place.out) == [entry for n, entry in enumerate(log(original.out)) if n != 1]
+
+
+def test_what_was_read_from_the_cache_does_not_change_with_its_file(tmp_path):
+    TensorStore(tmp_path).put("key", {"a": torch.ones(1000)}, "a picture")
+    read = TensorStore(tmp_path).get("key")
+    (file,) = tmp_path.glob("*/key.safetensors")
+    with file.open("r+b") as stream:  # in its place, as a copying program does it
+        stream.write(bytes(file.stat().st_size))
+    assert torch.equal(read["a"], torch.ones(1000))
 
 
 def test_a_damaged_cache_is_made_anew(original, copied, capsys):

@@ -12,6 +12,7 @@ from scumble.config.method_groups import METHOD_DEFAULTS
 from scumble.config.train import field_names
 from scumble.errors import UserError
 from scumble.imports import uncollected
+from scumble.training.interrupts import sigterm_interrupts
 
 METHODS = {
     "text_to_image": "adapters taught by captioned pictures",
@@ -46,13 +47,14 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         UserError: an unknown method, bad settings, bad input.
     """
-    config, _ = read_run("train", arguments)
-    if config is None:
-        return
-    with uncollected():
-        from scumble.training.run import train
+    with sigterm_interrupts():
+        config, _ = read_run("train", arguments)
+        if config is None:
+            return
+        with uncollected():
+            from scumble.training.run import train
 
-    train(config)
+        train(config)
 
 
 def read_run(

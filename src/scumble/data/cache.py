@@ -155,7 +155,8 @@ class TensorStore:
     def _read(self, path: Path) -> dict[str, Tensor] | None:
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # Copied: else they change with the file, and end the process if it gets shorter.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 checksum = (file.metadata() or {}).get("sha256")
             if checksum == _digest(tensors):
                 return tensors

@@ -55,16 +55,27 @@ class StopRequest:
 
 
 @contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Have SIGTERM interrupt at once, as Ctrl-C does: it would end the process without a word."""
+    in_charge = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, _interrupt) if in_charge else None
+    try:
+        yield
+    finally:
+        if in_charge:
+            signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
 def interruptible(record: Path) -> Iterator[None]:
-    """Where no step is taken, `ENDING` interrupts at once, as Ctrl-C does; how to go on is said.
+    """Where no step is taken, SIGTERM interrupts at once, as Ctrl-C does; how to go on is said.
 
     Args:
         record: of the run, which is there once something of it can be resumed.
     """
-    in_charge = threading.current_thread() is threading.main_thread()
-    previous = [(n, signal.signal(n, _interrupt)) for n in ENDING] if in_charge else []
     try:
-        yield
+        with sigterm_interrupts():
+            yield
     except KeyboardInterrupt:
         way = "--resume_from_checkpoint latest" if record.exists() else "nothing else"
         console.say(
@@ -72,9 +83,6 @@ def interruptible(record: Path) -> Iterator[None]:
             f"  Go on with the same command and {way}."
         )
         raise
-    finally:
-        for number, handler in previous:
-            signal.signal(number, handler)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
