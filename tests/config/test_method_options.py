@@ -145,6 +145,16 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
         {"adapter_init": "pissa", "lora_plus_ratio": 8.0},
         "--lora_plus_ratio has no effect with --adapter_init pissa",
     ),
+    (
+        "text_to_image",
+        {"deterministic": True, "attention": "xformers"},
+        "xFormers' attention does not give the same bits twice",
+    ),
+    (
+        "text_to_image",
+        {"deterministic": True, "compile": True},
+        "--compile chooses kernels by their speed",
+    ),
 ]
 """(method, what contradicts in it, what the error must say)."""
 

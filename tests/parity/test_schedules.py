@@ -114,7 +114,7 @@ def test_min_snr_weights_stay_finite_where_the_signal_ends():
 def test_trained_betas_take_the_place_of_the_curve(tmp_path):
     betas = [0.1, 0.2, 0.3]
     (tmp_path / "scheduler").mkdir()
-    config = {"trained_betas": betas, "beta_schedule": "linear"}
+    config = {"trained_betas": betas, "beta_schedule": "linear", "num_train_timesteps": 3}
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     base = BaseModel("base", str(tmp_path), "StableDiffusionPipeline")
     schedule = FAMILIES["stable_diffusion"].objective(base).schedule

@@ -25,7 +25,7 @@ def config(tmp_path):
     return scumble.TrainConfig(
         pretrained_model_name_or_path="scumble-tiny",
         train_data_dir=str(tmp_path),
-        output_dir=str(tmp_path / "out"),
+        output_dir=f"{tmp_path}-out",
         train_batch_size=2,
         learning_rate=RATE,
         max_train_steps=STEPS,

@@ -216,8 +216,10 @@ def test_a_folder_with_other_files_is_not_touched(make_config, tmp_path):
 
 
 def test_an_output_folder_inside_a_file_is_one_clear_line(make_config, pictures):
+    inside = pictures.parent / "file"
+    inside.touch()
     with pytest.raises(UserError, match="cannot be written"):
-        scumble.train(make_config(output_dir=str(pictures / "0.png" / "out")))
+        scumble.train(make_config(output_dir=str(inside / "out")))
 
 
 @pytest.mark.parametrize(
