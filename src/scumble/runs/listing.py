@@ -210,9 +210,7 @@ def _of_record(folder: Path, record: dict[str, Any]) -> RunView:
     )
 
 
-def _status(
-    record: Mapping[str, Any], updated: float, writer: Mapping[str, Any] | None
-) -> Status:
+def _status(record: Mapping[str, Any], updated: float, writer: Mapping[str, Any] | None) -> Status:
     if writer is not None and record.get("status") != "finished":
         return "running"
     ended: tuple[Status, ...] = ("stopped", "failed", "finished")
