@@ -75,7 +75,7 @@ def _look_into(
             update.backward(loss_B.sum() / phase.plan.nominal)
             for index, position in enumerate(positions):
                 facts = facts_of(loss, plan, position, alone(part, index))
-                samples.append({"part": name, **facts, "loss": float(loss_B[index])})
+                samples.append({"part": name, **facts, "loss": float(loss_B[index].detach())})
             tensors |= _named(f"{name}.{positions.start}", part)
     taught = phase.taught.named_parameters()
     gradients = {n: p.grad / update.loss_scale for n, p in taught.items() if p.grad is not None}
