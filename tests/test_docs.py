@@ -35,6 +35,7 @@ LONG_PAGES = {
     "docs/how-to/reproduce_a_run.md",
     "docs/how-to/teach_a_subject.md",
     "docs/how-to/teach_a_word.md",
+    "docs/how-to/watch_a_run.md",
     "docs/how-to/work_with_adapter_files.md",
 }
 OTHER_SPELLINGS = {"sh", "shell", "console", "zsh", "py", "python3", "pycon"}

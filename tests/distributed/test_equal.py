@@ -95,6 +95,7 @@ def test_three_processes_teach_what_one_does(arguments: Arguments, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_machines_that_share_no_disk(arguments: Arguments, tmp_path: Path) -> None:
     """Each has folders of its own; class pictures are drawn once and are there on both."""
     lines = [
