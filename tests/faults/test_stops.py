@@ -10,7 +10,7 @@ from recipes import Workplace
 
 from scumble.errors import UserError
 from scumble.runs.listing import read_run
-from scumble.training.interrupts import interruptible
+from scumble.training.interrupts import StopRequest, interruptible
 from scumble.training.lock import LOCK_NAME, locked
 
 HOLDER = {"pid": 4711, "host": "there"}
@@ -61,6 +61,18 @@ def test_sigterm_where_no_step_is_taken_says_how_to_go_on(tmp_path, capsys, reco
     with pytest.raises(KeyboardInterrupt), interruptible(tmp_path / record):
         os.kill(os.getpid(), signal.SIGTERM)
     assert way in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("by_nohup", "stops"), [(signal.SIG_IGN, False), (signal.SIG_DFL, True)])
+def test_a_closed_terminal_stops_no_run_that_nohup_started(by_nohup, stops):
+    before = signal.signal(signal.SIGHUP, by_nohup)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested == stops
+        assert signal.getsignal(signal.SIGHUP) == by_nohup
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("method", ["full", "textual_inversion"])

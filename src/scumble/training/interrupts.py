@@ -21,7 +21,8 @@ SAME_WISH_S = 5.0
 class StopRequest:
     """While entered, Ctrl-C and `ENDING` set `requested` instead of killing the process.
 
-    A second signal interrupts at once.
+    A second signal interrupts at once. Where a closed terminal is to be ignored, as nohup asks for,
+    it is.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,8 @@ class StopRequest:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, *ENDING):
-                self._previous[number] = signal.signal(number, self._receive)
+                if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(
