@@ -35,6 +35,7 @@ for case in json.loads(sys.argv.pop()):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_token_is_nowhere_after_any_failure(place, hub, pictures, tmp_path):
     folder, settings = place.folder / "secretive", tmp_path / "settings.yaml"
     settings.write_text("hub_token: hf_alice_reads\n")

@@ -23,6 +23,8 @@ import count
 from bench_train import Contest, Side
 from stamped import RunError, measure, run_stamped
 
+pytestmark = pytest.mark.long
+
 SCRIPT = os.environ.get("DIFFUSERS_TRAINING_SCRIPT", "")
 """A local train_text_to_image_lora.py of diffusers: with it the baseline is tested too."""
 
