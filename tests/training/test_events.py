@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import scumble
+from scumble.errors import UserError
 from scumble.runs.listing import read_run
 from scumble.training.events import EVENTS_NAME, Events
 from scumble.training.watermark import Watermark
@@ -73,6 +74,14 @@ def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="early"), Events(tmp_path / "out").of_a_run():
         raise ValueError("early")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_in_a_folder_of_others_is_not_gone_on_with(make_config: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / EVENTS_NAME).write_text("theirs\n")
+    with pytest.raises(UserError, match="is not empty"):
+        scumble.train(make_config())
+    assert (tmp_path / "out" / EVENTS_NAME).read_text() == "theirs\n"
 
 
 def test_a_log_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ class Events:
         self._is_open = True
         self._write()
 
+    def go_on(self) -> None:
+        """The folder is this run's own: where earlier sittings have told of themselves, so do we."""
+        if self.path is not None and self.path.is_file():
+            self.open()
+
     @contextmanager
     def of_a_run(self, **facts: Any) -> Iterator[None]:
         """Keep all that is said meanwhile, and how the run began and ended."""
@@ -69,8 +74,6 @@ class Events:
             self.note("finished")
 
     def _note_end(self, error: BaseException) -> None:
-        # A run that failed before it had a folder leaves none.
-        self._is_open = self._is_open or (self.path is not None and self.path.is_file())
         if isinstance(error, Stopped | KeyboardInterrupt):
             self.note("stopped", reason=first_line(error))
             return

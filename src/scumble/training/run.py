@@ -84,6 +84,7 @@ def _train(config: TrainConfig, runtime: Runtime, levels: list[str]) -> TrainRes
     if checkpoint is not None and start.is_finished:
         console.say(f"the run in {folder} is already finished after {checkpoint.step} steps")
         return TrainResult(folder, result_of(folder), checkpoint.step)
+    runtime.events.go_on()
     workshop = open_workshop(config, runtime)
     phases = METHODS[config.method](workshop)
     check_warmup(config, phases)
