@@ -76,7 +76,7 @@ def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_in_a_folder_of_others_is_not_gone_on_with(make_config: Any, tmp_path: Path) -> None:
+def test_what_others_have_told_is_not_gone_on_with(make_config: Any, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / EVENTS_NAME).write_text("theirs\n")
     with pytest.raises(UserError, match="is not empty"):

@@ -57,7 +57,7 @@ class Events:
         self._write()
 
     def go_on(self) -> None:
-        """The folder is this run's own: where earlier sittings have told of themselves, so do we."""
+        """The folder is this run's own: where earlier sittings have told, so do we."""
         if self.path is not None and self.path.is_file():
             self.open()
 
