@@ -156,6 +156,8 @@ class CheckpointWriter:
             sync(self.root)
         except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
             shutil.rmtree(draft, ignore_errors=True)
+            if isinstance(error, torch.OutOfMemoryError):
+                raise  # of memory, which is explained elsewhere
             known = isinstance(error, OSError)
             words = first_line(error) if known else f"disk full? torch says: {first_line(error)}"
             raise UserError(
