@@ -1,17 +1,27 @@
 """Each check before a run: a case in which it speaks, and one in which it is silent."""
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from scumble.config import TrainConfig
 from scumble.data.pictures import Finding as Remark
 from scumble.data.scan import ScanReport
-from scumble.training.checkup import CHECKS, SAID_BY_THE_RUN, findings, pace, warnings
+from scumble.training.checkup import (
+    CHECKS,
+    SAID_BY_THE_RUN,
+    findings,
+    pace,
+    surroundings,
+    warnings,
+)
+from scumble.training.checkup import machine as machine_checks
 from scumble.training.checkup.facts import (
     BaseFacts,
     Facts,
@@ -254,3 +264,21 @@ def test_the_cores_of_a_container_are_its_quota(
     (tmp_path / "cpu.max").write_text(quota)
     everything = usable_cores(tmp_path / "absent")
     assert usable_cores(tmp_path) == min(everything, cores or everything)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the driver's programs tell")
+def test_a_card_is_one_and_not_only_its_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(surroundings, "CARDS", tmp_path)
+    monkeypatch.setattr(surroundings, "WSL", tmp_path / "absent")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert surroundings._unused_card() == ""
+    (tmp_path / "0000:01:00.0").mkdir()
+    assert "was not given the card" in surroundings._unused_card()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    reason = surroundings._unused_card()
+    facts = replace(FACTS, machine=replace(FACTS.machine, unused_card=reason))
+    assert [found.hint for found in machine_checks.unused_card(facts)] == ["Unset it."]

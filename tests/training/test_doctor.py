@@ -16,6 +16,7 @@ from scumble.cli.main import run
 from scumble.training import speedometer
 from scumble.training.ceiling import Ceiling
 from scumble.training.doctor import Diagnosis, examine
+from scumble.training.lock import locked
 from scumble.training.run import train
 
 
@@ -96,6 +97,10 @@ def test_what_would_stop_the_run_is_a_danger(
     assert "is not empty" in dangers[0].text
     assert "2.png" in dangers[1].text
     assert diagnosis.verdict == "danger"
+    with locked(tmp_path / "out", {"pid": 4711, "host": "there"}):
+        again = texts(examine(make_config(resume_from_checkpoint="latest")), "danger")
+    assert "another run is writing into" in again
+    assert "process 4711 on there" in again
 
 
 def test_a_base_for_inpainting_is_refused_before_anything_is_loaded(

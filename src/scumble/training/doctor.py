@@ -5,6 +5,7 @@ Nothing is written but the cache of encoded pictures, and nothing is drawn.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from scumble import console
@@ -27,6 +28,7 @@ from scumble.training.checkup.survey import survey
 from scumble.training.estimate import class_s, drawing_s, encoding_s
 from scumble.training.few_pictures import STREAMED, FewPictures
 from scumble.training.fit import fit, memory_explained
+from scumble.training.lock import require_free
 from scumble.training.methods import METHODS
 from scumble.training.opening import open_workshop
 from scumble.training.record import claim_output
@@ -79,6 +81,7 @@ def examine(config: TrainConfig) -> Diagnosis:
 def _of_output(config: TrainConfig) -> Sequence[Finding]:
     """What the run would say of the folder that it is to write."""
     try:
+        require_free(Path(config.output_dir))
         checkpoint, notes = find_checkpoint(config)
         claim_output(config, checkpoint)
     except UserError as error:

@@ -69,6 +69,17 @@ def holder_of(folder: Path) -> dict[str, Any] | None:
         os.close(descriptor)
 
 
+def require_free(folder: Path) -> None:
+    """Make sure that nobody writes into a folder now; it is not locked.
+
+    Raises:
+        UserError: another run does.
+    """
+    holder = holder_of(folder)
+    if holder is not None:
+        raise _taken(folder, holder)
+
+
 def _take(path: Path) -> int:
     """Open the lock file and lock it, for as long as the process lives or it is closed."""
     end = time.monotonic() + PATIENCE_S
@@ -77,10 +88,7 @@ def _take(path: Path) -> int:
         try:
             if _try(descriptor) and _is_still(path, descriptor):
                 return descriptor
-            taken = UserError(
-                f"another run is writing into {path.parent}: {_worded(_content(descriptor))}",
-                "Wait for its end or stop it, or name another --output_dir.",
-            )
+            taken = _taken(path.parent, _content(descriptor))
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 os.close(descriptor)
@@ -138,6 +146,13 @@ def _content(descriptor: int) -> dict[str, Any]:
         if isinstance(found, dict):
             return found
     return {}
+
+
+def _taken(folder: Path, holder: dict[str, Any]) -> UserError:
+    return UserError(
+        f"another run is writing into {folder}: {_worded(holder)}",
+        "Wait for its end or stop it, or name another --output_dir.",
+    )
 
 
 def _worded(holder: dict[str, Any]) -> str:

@@ -24,11 +24,13 @@ def unused_card(facts: Facts) -> Iterator[Finding]:
     """A processor that does a card's work."""
     reason = facts.machine.unused_card
     if facts.machine.device == "cpu" and reason:
+        hidden = "CUDA_VISIBLE_DEVICES" in reason
+        build = "Install the build of PyTorch for your driver: pytorch.org/get-started."
         yield Finding(
             "danger",
             TOPIC,
             f"there is an NVIDIA card, and it is not used: {reason}",
-            "Install the build of PyTorch for your driver: pytorch.org/get-started.",
+            "Unset it." if hidden else build,
         )
 
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,8 @@ from scumble.inference.device import processor_has_bf16
 from scumble.training.checkup.facts import Machine
 from scumble.training.runtime import Runtime
 
-DRIVER = Path("/proc/driver/nvidia/version")
+CARDS = Path("/proc/driver/nvidia/gpus")
+WSL = Path("/dev/dxg")
 
 
 def surroundings(config: TrainConfig, runtime: Runtime) -> Machine:
@@ -59,13 +61,23 @@ def disk_free_bytes(folder: Path) -> int:
 
 
 def _unused_card() -> str:
-    if torch.cuda.is_available() or not (DRIVER.exists() or shutil.which("nvidia-smi")):
+    if torch.cuda.is_available() or not _has_card():
         return ""
     if torch.version.cuda is None:
         return f"this build of PyTorch ({torch.__version__}) has no CUDA"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return "CUDA_VISIBLE_DEVICES hides it"
-    return f"PyTorch's CUDA {torch.version.cuda} and the driver do not go together"
+    return (
+        f"PyTorch's CUDA {torch.version.cuda} and the driver do not go together, or this process "
+        "was not given the card"
+    )
+
+
+def _has_card() -> bool:
+    """Whether there is an NVIDIA card; its programs may be installed where there is none."""
+    if sys.platform == "linux" and not WSL.exists():
+        return any(CARDS.glob("*"))
+    return shutil.which("nvidia-smi") is not None
 
 
 def _processor(device: torch.device) -> str:
