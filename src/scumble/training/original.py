@@ -120,8 +120,9 @@ def _of_checkpoint(folder: Path) -> Original:
 def _plan_of(run: Path) -> dict[str, Any]:
     """What the record of a checkpoint's run says; nothing where it has gone."""
     try:
-        return _parsed(json.dumps(json.loads((run / RECORD_NAME).read_text())[BLUEPRINT]), str(run))
-    except (OSError, ValueError, KeyError, TypeError):
+        record = json.loads((run / RECORD_NAME).read_text("utf-8"))
+        return _parsed(json.dumps(record[BLUEPRINT]), str(run))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
