@@ -3,6 +3,7 @@
 A draft bears the machine and the process that writes it, so that others know whether it still does.
 """
 
+import errno
 import os
 import platform
 import re
@@ -11,11 +12,13 @@ import time
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 ABANDONED_S = 7 * 24 * 3600.0
 """A draft of another machine that is older than this is nobody's any more."""
 
+_CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _DRAFT = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)\.tmp")
 
 
@@ -41,18 +44,29 @@ def sweep(paths: Iterable[Path]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or which files a folder holds, is on the disk and outlasts a power cut."""
+    """Wait until a file, or which files a folder holds, is on the disk and outlasts a power cut.
+
+    Some network disks cannot say that of a folder: they do as they do.
+    """
     if os.name == "nt" and path.is_dir():
         return  # a folder cannot be opened there
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _CANNOT):
+            raise
     finally:
         os.close(descriptor)
 
 
+@cache
 def _machine() -> str:
-    return f"{zlib.crc32(platform.node().encode()):08x}"
+    """Where numbers of processes mean the same: a machine, or one of the containers on it."""
+    numbers = ""
+    with suppress(OSError):  # not on Linux
+        numbers = os.readlink("/proc/self/ns/pid")
+    return f"{zlib.crc32(f'{platform.node()}{numbers}'.encode()):08x}"
 
 
 def _is_abandoned(path: Path) -> bool:

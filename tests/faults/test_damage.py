@@ -1,8 +1,10 @@
 """Files that are damaged between two sittings: each is noticed, named, and made anew."""
 
+import errno
 import json
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,9 @@ import torch
 from promises import files, log
 from recipes import Workplace
 
-from scumble import TrainConfig
+from scumble import TrainConfig, drafts
 from scumble.data.cache import TensorStore
-from scumble.drafts import ABANDONED_S, draft_of, sweep
+from scumble.drafts import ABANDONED_S, draft_of, sweep, sync
 from scumble.errors import UserError
 from scumble.training.checkpoints import STATE, CheckpointWriter, open_checkpoint
 
@@ -97,6 +99,30 @@ def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
     os.utime(abandoned, (0, abandoned.stat().st_mtime - ABANDONED_S - 60))
     sweep(tmp_path.iterdir())
     assert set(tmp_path.iterdir()) == {alive, foreign, other}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there are numbers of processes parted")
+def test_another_container_s_drafts_are_not_taken_for_those_of_this_one(tmp_path, monkeypatch):
+    other = draft_of(tmp_path / "a")  # of a process there that has the number of this one
+    drafts._machine.cache_clear()
+    monkeypatch.setattr("os.readlink", lambda _: "pid:[4026532999]")
+    try:
+        other.touch()
+        sweep(tmp_path.iterdir())
+        assert other.exists()
+    finally:
+        drafts._machine.cache_clear()
+
+
+def test_a_disk_that_does_not_sync_folders_is_written_all_the_same(tmp_path, monkeypatch):
+    def refuse(_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    (tmp_path / "a").touch()
+    monkeypatch.setattr("os.fsync", refuse)
+    sync(tmp_path)
+    with pytest.raises(OSError, match="Invalid"):
+        sync(tmp_path / "a")
 
 
 def test_a_damaged_log_and_record_cost_no_step(original, copied, capsys):
