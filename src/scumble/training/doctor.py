@@ -99,7 +99,7 @@ def _of_output(config: TrainConfig) -> Sequence[Finding]:
 def _examine(config: TrainConfig) -> tuple[list[Finding], dict[str, float]]:
     runtime = prepare_runtime(config)
     ceiling = measure_ceiling(runtime.device, runtime.dtype)
-    few = FewPictures(config)
+    few = FewPictures(config, runtime.num_processes)
     workshop = open_workshop(config, runtime, few)
     per_epoch = few.steps_per_epoch()
     epochs = given(config.num_train_epochs) * config.repeats

@@ -23,7 +23,7 @@ class FewPictures:
         processes: that train together.
     """
 
-    def __init__(self, config: TrainConfig, processes: int = 1) -> None:
+    def __init__(self, config: TrainConfig, processes: int) -> None:
         self.config = config
         self.batch = given(config.train_batch_size) * processes
         self.all: list[Picture] = []
