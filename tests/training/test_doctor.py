@@ -144,6 +144,19 @@ def test_a_subject_with_its_class_is_rehearsed_and_no_class_picture_is_drawn(
     assert not (tmp_path / "class").exists()
 
 
+def test_a_run_that_goes_on_is_examined_for_what_is_left_of_it(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    train(make_config(max_train_steps=2))
+    more = {"resume_from_checkpoint": "latest"}
+    diagnosis = examine(make_config(max_train_steps=4, **more))
+    assert "the run goes on from step 2" in texts(diagnosis, "ok")
+    step_s = diagnosis.numbers["step_s text_to_image"]
+    assert diagnosis.numbers["training_s"] == pytest.approx(2 * step_s, rel=0.01)
+    too_far = examine(make_config(max_train_steps=1, **more))
+    assert "2 steps behind it, more than the 1" in texts(too_far, "danger")
+
+
 def test_two_phases_are_both_timed(make_config: Callable[..., TrainConfig]) -> None:
     config = make_config(
         method="pivotal_tuning",

@@ -13,7 +13,7 @@ from scumble.config import TrainConfig, given
 from scumble.errors import UserError
 from scumble.families import Components, text_encoders
 from scumble.training.ceiling import measure_ceiling
-from scumble.training.checkpoints import find_checkpoint
+from scumble.training.checkpoints import Checkpoint, find_checkpoint
 from scumble.training.checkup import check_warmup, findings
 from scumble.training.checkup.facts import Facts
 from scumble.training.checkup.finding import Finding, Level, worst
@@ -33,6 +33,7 @@ from scumble.training.methods import METHODS
 from scumble.training.opening import open_workshop
 from scumble.training.record import claim_output
 from scumble.training.rehearsal import Timed, time_question, time_steps
+from scumble.training.resume import require_fit
 from scumble.training.runtime import prepare_runtime
 from scumble.training.speedometer import speed_of
 from scumble.training.texts import tokens_beyond
@@ -67,25 +68,25 @@ class Diagnosis:
 def examine(config: TrainConfig) -> Diagnosis:
     """Look at everything that a run of these settings will meet."""
     with console.unsaid() as said:
-        found = list(_of_output(config))
+        checkpoint, found = _of_output(config)
         numbers: dict[str, float] = {}
         try:
             with memory_explained(config):
-                more, numbers = _examine(config)
+                more, numbers = _examine(config, checkpoint)
             found += more
         except UserError as error:
             found.append(Finding("danger", "start", error.message, error.hint))
     return Diagnosis(found, numbers, said)
 
 
-def _of_output(config: TrainConfig) -> Sequence[Finding]:
-    """What the run would say of the folder that it is to write."""
+def _of_output(config: TrainConfig) -> tuple[Checkpoint | None, list[Finding]]:
+    """What the run goes on from, and what it would say of the folder that it is to write."""
     try:
         require_free(Path(config.output_dir))
         checkpoint, notes = find_checkpoint(config)
         claim_output(config, checkpoint)
     except UserError as error:
-        return [Finding("danger", "output", error.message, error.hint)]
+        return None, [Finding("danger", "output", error.message, error.hint)]
     found = [Finding("note", "output", note) for note in notes]
     if checkpoint is not None:
         found.append(Finding("ok", "output", f"the run goes on from step {checkpoint.step}"))
@@ -93,10 +94,12 @@ def _of_output(config: TrainConfig) -> Sequence[Finding]:
             Finding("note", "output", line, "The run will go on differently from here.")
             for line in checkpoint.differences(config)
         ]
-    return found
+    return checkpoint, found
 
 
-def _examine(config: TrainConfig) -> tuple[list[Finding], dict[str, float]]:
+def _examine(
+    config: TrainConfig, checkpoint: Checkpoint | None
+) -> tuple[list[Finding], dict[str, float]]:
     runtime = prepare_runtime(config)
     ceiling = measure_ceiling(runtime.device, runtime.dtype)
     few = FewPictures(config, runtime.num_processes)
@@ -107,6 +110,8 @@ def _examine(config: TrainConfig) -> tuple[list[Finding], dict[str, float]]:
     workshop = replace(workshop, config=replace(config, max_train_steps=steps))
     phases = METHODS[config.method](workshop)
     check_warmup(config, phases)
+    if checkpoint is not None:
+        require_fit(checkpoint, checkpoint.training_state(), phases)
     beyond = _beyond(workshop, few)
     level, forecast = fit(workshop, phases)
     facts = survey(workshop, phases, level, forecast, few.shown(), per_epoch, beyond)
@@ -114,9 +119,10 @@ def _examine(config: TrainConfig) -> tuple[list[Finding], dict[str, float]]:
     timed = time_steps(workshop, phases)
     question_s = time_question(workshop, phases[0])
     encode_s, view_s = encoding_s(workshop, few)
-    draw_s = drawing_s(facts, question_s, view_s, few.held_out)
+    left = 1.0 if checkpoint is None else 1 - checkpoint.step / facts.steps
+    draw_s = drawing_s(facts, question_s, view_s, few.held_out) * left
     parts = [
-        ("training", sum(one.steps * one.step_s for one in timed) * _fullness(facts)),
+        ("training", sum(one.steps * one.step_s for one in timed) * _fullness(facts) * left),
         ("encoding", encode_s),
         ("drawing the class", class_s(facts, question_s, view_s)),
         ("pictures and measurements", draw_s),

@@ -136,7 +136,7 @@ class Journal:
         for one, (loss, grad_norm, stop) in zip(pending, values, strict=True):
             self.must_stop |= stop > 0
             if self._is_bad(loss, grad_norm):
-                bad = NotFiniteError(one.step, *_explain(one, loss))
+                bad = NotFiniteError(one.step, *_explain(one, loss, self.runtime.dtype))
                 break
             self.losses.append(loss)
             entries.append(_entry(one, loss, grad_norm, memory))
@@ -256,14 +256,15 @@ def _tracked(entry: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if value is not None}
 
 
-def _explain(one: Pending, loss: float) -> tuple[str, str]:
+def _explain(one: Pending, loss: float, dtype: torch.dtype) -> tuple[str, str]:
     step, phase, result, _ = one
     shown = range(min(8, len(result.plan.examples)))
     bad = [name for name, part in result.losses.items() if not math.isfinite(part)]
+    is_narrow = dtype == torch.float16
+    wider = ", or train with --mixed_precision bf16 or no" if is_narrow else ""
     describe = phase.losses[bad[0] if bad else next(iter(phase.losses))].describe
     samples = ", ".join(describe(result.plan, position) for position in shown)
     return (
         f"step {step}: the loss is {loss} and the gradient not finite; samples: {samples}",
-        "The weights are those of the last good step. Lower --learning_rate, or train with "
-        "--mixed_precision bf16 or no.",
+        f"The weights are those of the last good step. Lower --learning_rate{wider}.",
     )

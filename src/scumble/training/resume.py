@@ -22,13 +22,6 @@ def continue_from(
     Raises:
         UserError: it belongs to another run, or is further than the run is to go.
     """
-    total = sum(phase.max_steps for phase in phases)
-    if checkpoint.step > total:
-        raise UserError(
-            f"{checkpoint.folder} has {checkpoint.step} steps behind it, more than the {total} "
-            "that are asked for",
-            "Raise --max_train_steps, or resume from an earlier checkpoint.",
-        )
     console.say(f"going on from {checkpoint.folder}, step {checkpoint.step}")
     differences = checkpoint.differences(workshop.config)
     if checkpoint.data_digest != workshop.gathered.digest():
@@ -39,6 +32,31 @@ def continue_from(
     for difference in differences:
         console.say(f"not as before: {difference}")
     workshop.runtime.events.note("resumed", step=checkpoint.step, changes=differences)
+    require_fit(checkpoint, state, phases)
+    learnt = together(phase.taught for phase in phases).named_state()
+    copy_into(learnt, state["parameters"])
+    taught_otherwise = [
+        *state.get("changes", []),
+        *others,
+        *_of_what_was_learnt(checkpoint, workshop),
+    ]
+    workshop.changes.extend(dict.fromkeys(taught_otherwise))
+    return state
+
+
+def require_fit(checkpoint: Checkpoint, state: Mapping[str, Any], phases: Sequence[Phase]) -> None:
+    """Make sure that a checkpoint can be gone on from with what is asked for now.
+
+    Raises:
+        UserError: it belongs to another run, or is further than the run is to go.
+    """
+    total = sum(phase.max_steps for phase in phases)
+    if checkpoint.step > total:
+        raise UserError(
+            f"{checkpoint.folder} has {checkpoint.step} steps behind it, more than the {total} "
+            "that are asked for",
+            "Raise --max_train_steps, or resume from an earlier checkpoint.",
+        )
     learnt = together(phase.taught for phase in phases).named_state()
     saved = {name: tensor.shape for name, tensor in state["parameters"].items()}
     if saved != {name: tensor.shape for name, tensor in learnt.items()}:
@@ -56,14 +74,6 @@ def continue_from(
             "Within a run the pivot stays where it is: leave --pivot and --max_train_steps as they "
             "were, or start a new --output_dir.",
         )
-    copy_into(learnt, state["parameters"])
-    taught_otherwise = [
-        *state.get("changes", []),
-        *others,
-        *_of_what_was_learnt(checkpoint, workshop),
-    ]
-    workshop.changes.extend(dict.fromkeys(taught_otherwise))
-    return state
 
 
 def _other_processes(state: Mapping[str, Any], workshop: Workshop) -> list[str]:
