@@ -112,7 +112,6 @@ class Room:
         free_bytes: of the device's memory.
         checkpoint_bytes: of one checkpoint.
         disk_free_bytes: where the run writes.
-        is_graphics: whether the memory is a card's own.
     """
 
     level: str
@@ -121,7 +120,6 @@ class Room:
     free_bytes: int
     checkpoint_bytes: int
     disk_free_bytes: int
-    is_graphics: bool = False
 
 
 @dataclass(frozen=True)
