@@ -202,6 +202,16 @@ def test_lokr_bears_ten_times_the_rate() -> None:
     assert warnings(lokr) == []
 
 
+def test_a_small_base_bears_ten_times_the_rate_and_needs_one_core() -> None:
+    wanting = {
+        "rates": rate(rate=3e-3).rates,
+        "machine": machine(threads=1, threads_set=True).machine,
+    }
+    assert len(warnings(given(**wanting))) == 2
+    tiny = replace(FACTS.base, parameters=5_000_000)
+    assert warnings(given(**wanting, base=tiny)) == []
+
+
 def test_no_effect_is_a_matter_of_steps_too() -> None:
     patient = rate(scale=1 / 32, steps=20_000)
     assert worst(warnings(patient)) == "note"

@@ -100,6 +100,11 @@ class BaseFacts:
     native_px: int
     parameters: int
 
+    @property
+    def is_small(self) -> bool:
+        """Whether it is for trials, as the built-in one: quick on anything, and learning fast."""
+        return self.parameters < 50_000_000
+
 
 @dataclass(frozen=True)
 class Room:

@@ -8,8 +8,6 @@ from scumble.training.checkup.finding import Finding
 TOPIC = "machine"
 BUSY = 1.5
 """A run itself keeps all cores busy; more than this is the work of others."""
-LARGE = 50_000_000
-"""A model of fewer parameters is quick in any format."""
 
 
 def machine(facts: Facts) -> Iterator[Finding]:
@@ -39,8 +37,9 @@ def threads(facts: Facts) -> Iterator[Finding]:
     it = facts.machine
     if it.device != "cpu":
         return
-    # Of two threads of a core PyTorch by itself uses one.
-    if it.threads < it.cores / 2 or (it.threads_set and it.threads < it.cores):
+    # Of two threads of a core PyTorch by itself uses one. Small models gain nothing from more.
+    is_few = it.threads < it.cores / 2 or (it.threads_set and it.threads < it.cores)
+    if is_few and not facts.base.is_small:
         yield Finding(
             "note",
             TOPIC,
@@ -71,7 +70,7 @@ def load(facts: Facts) -> Iterator[Finding]:
 def number_format(facts: Facts) -> Iterator[Finding]:
     """fp32 where the device has something faster."""
     it, config = facts.machine, facts.config
-    if it.dtype != "float32" or facts.base.parameters < LARGE:
+    if it.dtype != "float32" or facts.base.is_small:
         return
     if it.has_bf16 and not config.teaches_every_weight:
         yield Finding(

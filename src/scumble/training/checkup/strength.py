@@ -35,6 +35,8 @@ BANDS: dict[Kind, Band] = {
 }
 WELL_BEHAVED = {"lokr": 10.0}
 """Types of adapters that bear so many times the rate."""
+OF_SMALL_BASES = 10.0
+"""So do adapters on a small base."""
 PATIENCE = 0.02
 """Below `nothing` a run may still learn if steps times rate come to so much."""
 
@@ -121,8 +123,10 @@ def noise(facts: Facts) -> Iterator[Finding]:
 
 
 def _most(facts: Facts, rate: Rate, bound: float) -> float:
-    is_adapter = rate.kind == "adapters"
-    return bound * WELL_BEHAVED.get(facts.config.adapter_type, 1.0) if is_adapter else bound
+    if rate.kind != "adapters":
+        return bound
+    small = OF_SMALL_BASES if facts.base.is_small else 1.0
+    return bound * max(small, WELL_BEHAVED.get(facts.config.adapter_type, 1.0))
 
 
 def _product(facts: Facts, rate: Rate) -> str:
