@@ -35,13 +35,14 @@ def deterministic(config: TrainConfig) -> Iterator[None]:
     # cuDNN would use TF32 without being asked.
     cudnn.deterministic, cudnn.benchmark = True, False
     cudnn.allow_tf32 = matmul.allow_tf32 = config.allow_tf32
+    enabled = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     _say_price()
     try:
         with _missing_kernels_named():
             yield
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(enabled)
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
