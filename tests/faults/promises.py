@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,12 +111,12 @@ def broken_in_the_end(place: Workplace, good: Standard, last: Outcome) -> list[s
         kind = "a traceback" if last.code == TRACEBACK else f"code {last.code}"
         return [f"resuming ended with {kind}: {last.output.strip()[-300:]}"]
     now = files(place.out)
-    lost = pictures_failed(place)
+    lost, stops = pictures_failed(place), checkpoints_of_stops(place)
     for name in sorted(now.keys() | good.files.keys()):
         if lost and (name.endswith(".png") or name == "README.md"):
             continue
-        if name.startswith("checkpoint-") and name not in good.files:
-            continue  # a stop saves where it is
+        if name not in good.files and name.partition("/")[0] in stops:
+            continue
         if now.get(name) != good.files.get(name):
             state = "left over" if name not in good.files else "different"
             broken.append(f"{name} is {state if name in now else 'missing'}")
@@ -130,8 +131,17 @@ def broken_in_the_end(place: Workplace, good: Standard, last: Outcome) -> list[s
 
 def pictures_failed(place: Workplace) -> bool:
     """Whether a sitting said that pictures failed and that it goes on: they cost no training."""
-    said = place.folder.parent.glob(f"{place.folder.name}-said-*.txt")
-    return any("pictures failed" in path.read_text("utf-8", "replace") for path in said)
+    return "pictures failed" in _said(place)
+
+
+def checkpoints_of_stops(place: Workplace) -> set[str]:
+    """The checkpoints that sittings said they left where they were stopped."""
+    return set(re.findall(r"stopped after step .* is in \S*(checkpoint-\d+)", _said(place)))
+
+
+def _said(place: Workplace) -> str:
+    paths = sorted(place.folder.parent.glob(f"{place.folder.name}-said-*.txt"))
+    return "\n".join(path.read_text("utf-8", "replace") for path in paths)
 
 
 def _numbers(entries: list[dict[str, Any]], without_pictures: bool) -> list[dict[str, Any]]:
