@@ -118,13 +118,22 @@ def unsaid() -> Iterator[list[str]]:
 
 def say(text: str) -> None:
     """Print a line, above any progress bar."""
+    _print(text, sys.stdout)
+
+
+def warn(text: str) -> None:
+    """Print a line beside what is printed for programs to read, such as JSON."""
+    _print(text, sys.stderr)
+
+
+def _print(text: str, stream: TextIO) -> None:
     if _kept:
         _kept[-1].append(plain(text))
     elif is_main_process():
         from tqdm import tqdm
 
-        tqdm.write(plain(text), file=sys.stdout)
-        sys.stdout.flush()
+        tqdm.write(plain(text), file=stream)
+        stream.flush()
         for listener in _listeners:
             listener(plain(text))
 

@@ -12,7 +12,8 @@ import torch
 from promises import files, log
 from recipes import Workplace
 
-from scumble import TrainConfig, drafts
+from scumble import TrainConfig, drafts, read_adapter
+from scumble.cli.main import run
 from scumble.data.cache import TensorStore
 from scumble.drafts import ABANDONED_S, draft_of, sweep, sync
 from scumble.errors import UserError
@@ -162,6 +163,21 @@ def test_a_damaged_cache_is_made_anew(original, copied, capsys):
     assert "damaged cache entry made anew" in output
     assert "have changed" not in output
     assert same_results(place, original)
+
+
+@pytest.mark.parametrize("folder", ["out", "out/checkpoint-4"])
+def test_an_adapter_that_is_not_as_its_run_wrote_it_is_called_so(copied, capsys, folder):
+    place = copied()
+    file = place.folder / folder / "learned_embeds.safetensors"
+    read_adapter(file)
+    assert "not as its run wrote it" not in capsys.readouterr().err
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # still a number, and nothing of its format is hurt
+    file.write_bytes(content)
+    assert run(["inspect", str(file), "--json"]) == 0
+    said = capsys.readouterr()
+    assert f"{file} is not as its run wrote it: it is damaged, or was changed since" in said.err
+    assert json.loads(said.out)
 
 
 def test_a_damaged_result_is_made_anew(original, copied, capsys):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from scumble import console
 from scumble.errors import UserError
 from scumble.formats import attn_procs, cloneofsimo, embedding, kohya, peft
 from scumble.formats.container import (
@@ -20,6 +21,7 @@ from scumble.formats.origins import looks_like
 from scumble.formats.pickled import is_pickled, refusal
 from scumble.formats.soundness import check_encoders, check_equal, check_sound
 from scumble.formats.weights import AdapterWeights
+from scumble.formats.witnesses import doubt
 
 BUNDLE_NAME = "scumble_adapter.safetensors"
 """Adapter and learned tokens in one file that says all of itself."""
@@ -64,6 +66,8 @@ FORMATS: dict[str, Format] = {
 def adapter_file(source: str | Path, *, allow_pickle: bool = False) -> Path:
     """Find the adapter file that a path means: the file itself, or the one inside a folder.
 
+    It is said where it is not as the run wrote it that it lies in.
+
     Args:
         source: the file or folder.
         allow_pickle: a pickled file will do too, if a folder has no other.
@@ -80,6 +84,8 @@ def adapter_file(source: str | Path, *, allow_pickle: bool = False) -> Path:
         )
     if not allow_pickle and is_pickled(path):
         raise refusal(path)
+    if line := doubt(path):
+        console.warn(line)
     return path
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from scumble.errors import UserError
 from scumble.formats.container import is_plain_name
+from scumble.formats.witnesses import MANIFEST
 from scumble.training.sealed import is_intact, sealed
 
-MANIFEST = "manifest.json"
 UNSEALED = {"step", "settings", "data_digest", "files"}
 """What is in the manifests of early versions, which have no hash of themselves."""
 ANOTHER = "Resume from an older one."

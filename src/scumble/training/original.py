@@ -13,12 +13,12 @@ from scumble.errors import UserError
 from scumble.formats.container import read_content, user_path
 from scumble.formats.files import FILE_NAMES, adapter_file
 from scumble.formats.training_facts import training_facts
+from scumble.formats.witnesses import MANIFEST, RECORD_NAME
 from scumble.hub.pull import local_adapter
 from scumble.training.blueprint import BLUEPRINT, deciding
 from scumble.training.checkpoints import newest_intact, open_checkpoint
-from scumble.training.manifest import MANIFEST
 from scumble.training.picture_list import PictureSets, read_list
-from scumble.training.record import RECORD_NAME, result_of
+from scumble.training.record import result_of
 
 
 @dataclass(frozen=True)

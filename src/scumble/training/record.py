@@ -18,10 +18,10 @@ from scumble.drafts import is_draft, sweep
 from scumble.errors import Stopped, UserError, first_line
 from scumble.formats.container import require_writable, write_atomically
 from scumble.formats.files import BUNDLE_NAME, EMBEDS_NAME, WEIGHT_NAME
+from scumble.formats.witnesses import RECORD_NAME
 from scumble.training.checkpoints import BEST, MAY_DIFFER, Checkpoint
 from scumble.training.lock import LOCK_NAME
 
-RECORD_NAME = "run.json"
 MODEL_NAME = "model"
 """Folder of a whole model that was taught."""
 RESULTS = (BUNDLE_NAME, WEIGHT_NAME, EMBEDS_NAME, MODEL_NAME)

@@ -11,6 +11,7 @@ from pathlib import Path
 from scumble import console
 from scumble.config import TrainConfig
 from scumble.config.train import describe
+from scumble.formats.witnesses import RECORD_NAME
 from scumble.training import results
 from scumble.training.best import measured
 from scumble.training.blueprint import BLUEPRINT, blueprint, picture_sets
@@ -27,12 +28,7 @@ from scumble.training.opening import open_workshop
 from scumble.training.phase import Phase
 from scumble.training.picture_list import write_list
 from scumble.training.rates import ParameterGroup
-from scumble.training.record import (
-    RECORD_NAME,
-    Record,
-    result_of,
-    this_process,
-)
+from scumble.training.record import Record, result_of, this_process
 from scumble.training.results import TrainResult
 from scumble.training.resume import continue_from
 from scumble.training.runtime import Runtime, check_alike, prepare_runtime

@@ -7,9 +7,10 @@ from typing import Any
 
 from scumble import console
 from scumble.config import TrainConfig
+from scumble.formats.witnesses import RECORD_NAME
 from scumble.training.checkpoints import Checkpoint, find_checkpoint
 from scumble.training.launch import launcher, restarts
-from scumble.training.record import RECORD_NAME, claim_output, is_finished
+from scumble.training.record import claim_output, is_finished
 from scumble.training.sharing import check_destination
 
 LAUNCHER = "launcher"
