@@ -47,6 +47,17 @@ def ranks(
     return found
 
 
+@pytest.mark.long
+def test_what_two_processes_taught_is_reproduced_by_two(
+    arguments: Arguments, tmp_path: Path
+) -> None:
+    require_done(run(ranks([arguments("two", "--resolution", 64)] * 2, tmp_path / "first")))
+    words = ["reproduce", str(tmp_path / "two"), "--output_dir", str(tmp_path / "again")]
+    ended = run(ranks([words] * 2, tmp_path / "second"))
+    require_done(ended)
+    assert "identical: the files are the same" in ended[0].output
+
+
 def alone(words: Sequence[str], folder: Path) -> Rank:
     folder.mkdir()
     return Rank(words, folder / "alone.txt", {"XDG_CACHE_HOME": str(folder)})

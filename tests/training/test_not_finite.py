@@ -67,6 +67,7 @@ def test_the_first_bad_layer_is_named(make_config: Any, tmp_path: Path) -> None:
     assert layer["inputs_are_finite"]
     assert layer["not_finite"] > 0
     assert layer["name"] in error.message
+    assert "Start anew in another --output_dir" in error.hint  # what was saved is lost already
     assert str(out / "not_finite" / f"step_{error.step:06d}") in error.message
     assert facts["learning_rates"] == {"unet": 1e18}
     weights = load_file(out / f"checkpoint-{error.step - 1}" / ADAPTER)

@@ -171,7 +171,8 @@ def test_changed_pictures_are_said(make_config, pictures, capsys, monkeypatch):
             scumble.train(make_config())
     (pictures / "0.txt").write_text("another caption")
     scumble.train(make_config(resume_from_checkpoint="latest"))
-    assert "pictures or captions have changed" in capsys.readouterr().out
+    said = "pictures: 0.png had the caption 'a red circle at night' and has 'another caption' now"
+    assert f"not as before: {said}" in capsys.readouterr().out
 
 
 def test_only_so_many_checkpoints_are_kept(make_config, tmp_path):

@@ -27,6 +27,8 @@ from scumble.training.record import versions
 from scumble.training.workshop import Workshop
 
 FOLDER = "not_finite"
+GROWN = 1e4
+"""No number that was taught well is as large."""
 
 
 def examined(
@@ -56,7 +58,7 @@ def examined(
     finally:
         update.forget_gradients()
     found = f"{error.message}; {_summary(facts)}; all about it: {folder}"
-    return NotFiniteError(error.step, found, error.hint)
+    return NotFiniteError(error.step, found, _advice(facts) or error.hint)
 
 
 def _look_into(
@@ -111,6 +113,17 @@ def _summary(facts: Mapping[str, Any]) -> str:
     if bad:
         return f"forward all is finite, the gradient of {bad[0]} is not ({len(bad)} in all)"
     return "computed once more, all of it is finite"
+
+
+def _advice(facts: Mapping[str, Any]) -> str:
+    """What to do where the run was lost before it was noticed; else nothing."""
+    largest = max((n["largest"] or 0.0 for n in facts["weights"].values()), default=0.0)
+    if largest < GROWN:
+        return ""
+    return (
+        f"What is taught had grown to {largest:.1g} by then: nothing can go on from there. Start "
+        "anew in another --output_dir, with a lower --learning_rate."
+    )
 
 
 @contextmanager
@@ -172,12 +185,11 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _numbers(tensor: Tensor) -> dict[str, Any]:
-    """How many numbers are not finite, and how large the others are."""
+    """How many numbers are not finite, and how large the others are, if there are any."""
     numbers = tensor.detach().float()
     finite = torch.isfinite(numbers)
-    largest = numbers[finite].abs().max() if bool(finite.any()) else torch.zeros(())
-    bad = int((~finite).sum())
-    return {"not_finite": bad, "of": numbers.numel(), "largest": float(largest)}
+    largest = float(numbers[finite].abs().max()) if bool(finite.any()) else None
+    return {"not_finite": int((~finite).sum()), "of": numbers.numel(), "largest": largest}
 
 
 def _named(prefix: str, samples: Samples) -> dict[str, Tensor]:

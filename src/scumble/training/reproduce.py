@@ -39,6 +39,8 @@ def reproduce(
         console.say(_expectation(differences))
         return not differences.of_training
     result = train(config)
+    if not console.is_main_process():
+        return True  # the main one compares, with what it alone has written
     if original.result is None:
         console.say("the original run came to no result: there is nothing to compare with")
         return True

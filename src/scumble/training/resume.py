@@ -7,9 +7,10 @@ from scumble import console
 from scumble.data.wording import counted
 from scumble.errors import UserError
 from scumble.training.average import copy_into
-from scumble.training.blueprint import TEACHES_NOTHING
+from scumble.training.blueprint import TEACHES_NOTHING, picture_sets
 from scumble.training.checkpoints import Checkpoint
 from scumble.training.phase import Phase, phase_name
+from scumble.training.picture_list import named_differences, read_list
 from scumble.training.taught import together
 from scumble.training.workshop import Workshop
 
@@ -25,7 +26,7 @@ def continue_from(
     console.say(f"going on from {checkpoint.folder}, step {checkpoint.step}")
     differences = checkpoint.differences(workshop.config)
     if checkpoint.data_digest != workshop.gathered.digest():
-        differences.append("the pictures or captions have changed since the checkpoint")
+        differences += _changed_pictures(checkpoint, workshop)
     state = workshop.runtime.processes.from_main(checkpoint.training_state)
     others = _other_processes(state, workshop)
     differences += others
@@ -74,6 +75,17 @@ def require_fit(checkpoint: Checkpoint, state: Mapping[str, Any], phases: Sequen
             "Within a run the pivot stays where it is: leave --pivot and --max_train_steps as they "
             "were, or start a new --output_dir.",
         )
+
+
+def _changed_pictures(checkpoint: Checkpoint, workshop: Workshop) -> list[str]:
+    """Which pictures and captions are not as they were, as far as the run's list tells."""
+    try:
+        then = read_list(checkpoint.folder.parent)
+    except UserError as error:
+        then = None
+        console.say(error.message)
+    named = then and named_differences(then, picture_sets(workshop.gathered))
+    return named or ["the pictures, captions or crops have changed since the checkpoint"]
 
 
 def _other_processes(state: Mapping[str, Any], workshop: Workshop) -> list[str]:
