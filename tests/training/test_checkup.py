@@ -112,6 +112,7 @@ SPEAKING: dict[str, tuple[str, Facts, str]] = {
     "caption cut": ("note", given(beyond={"a thing, 3": 9}), r"1 caption cut .* 3.png \(by 9"),
     "equal captions": ("note", given(pictures=UNIFORM), "all captions are the same: 'a thing'"),
     "no trigger": ("note", replace(subject(), pictures=shown(9)), "9 captions without sks"),
+    "unused prompt": ("note", subject(), "by no picture: 'a photo of sks dog'"),
     "prompt": ("note", subject(validation_prompt="a dog"), "does not contain sks"),
     "sides": ("note", replace(idle(random_flip=True), **FLIPPED), "20 captions with left or right"),
     "part of an epoch": ("note", given(steps_per_epoch=1800), "ends after 50% of the first epoch"),
@@ -131,15 +132,24 @@ SPEAKING: dict[str, tuple[str, Facts, str]] = {
         replace(idle(checkpointing_steps=5000), stretches=[Stretch("a", 4000)]),
         "a crash would cost all 4,000 steps .*--checkpointing_steps 400",
     ),
-    "full disk": ("danger", room(disk_free_bytes=60 << 20), "2 checkpoints of 0.04 GiB, and 0.06"),
-    "fullish disk": ("note", room(disk_free_bytes=90 << 20), "checkpoints_total_limit 2"),
+    "full disk": (
+        "danger",
+        room(disk_free_bytes=60 << 20),
+        "2 checkpoints of 40.0 MiB, and 60.0 M",
+    ),
+    "fullish disk": ("note", room(disk_free_bytes=90 << 20), r"\(Name another --output_dir"),
+    "many checkpoints": (
+        "danger",
+        replace(room(disk_free_bytes=90 << 20), config=config(checkpointing_steps=100)),
+        "9 checkpoints .*--checkpoints_total_limit 1; or name",
+    ),
     "alpha 1, rank 32": (
         "danger",
         replace(rate(scale=1 / 32), config=config(alpha=1, rank=32)),
-        r"no effect: learning rate 0.0001 x 1 / rank \(32\) = 3e-06 .*Leave --alpha away",
+        r"no effect: learning rate 0.0001 x 1 / rank \(32\) = 3.1e-06 .*Leave --alpha away",
     ),
     "slow": ("note", rate(rate=1e-5), "learn slowly.*Raise --learning_rate to 2e-05"),
-    "fast": ("note", rate(rate=2e-3), "learn fast.*Lower --learning_rate"),
+    "fast": ("note", rate(rate=2e-3), "learn fast.*Lower --learning_rate to 0.0006"),
     "ruin": ("danger", rate(rate=1.0), "will ruin the model"),
     "rows": ("danger", rate(kind="rows", rate=1.0), "the rows of unet will ruin"),
     "every weight": ("danger", rate(kind="weights", rate=1e-2), "the weights of unet will ruin"),
@@ -175,6 +185,11 @@ def test_a_check_speaks_where_it_should(case: str) -> None:
     level, facts, words = SPEAKING[case]
     found = [finding.line() for finding in findings(facts) if finding.level == level]
     assert any(re.search(words, line) for line in found), found
+
+
+def test_what_is_far_from_usual_is_not_called_well() -> None:
+    for rates in (rate(rate=1.0), rate(rate=1e-9)):
+        assert {f.level for f in findings(rates) if f.topic == "strength"} == {"danger"}
 
 
 def test_nothing_is_said_of_a_sound_run() -> None:
@@ -225,7 +240,9 @@ def test_many_views_are_no_trouble_where_held_out_pictures_decide() -> None:
 
 def measured(step_s: float, launches: int = 1000, **changes: Any) -> pace.Pace:
     speed = pace.Speed(step_s, 1e12, 1e8, launches, 1e12, 1e10, 6e-6)
-    whole = pace.Pace([("training", 900 * step_s), ("encoding", 70.0)], step_s, 0.0, speed)
+    whole = pace.Pace(
+        [("training", 900 * step_s), ("encoding", 70.0)], step_s, step_s / 2, 0.0, speed
+    )
     return replace(whole, **changes)
 
 
@@ -248,7 +265,7 @@ def test_is_my_speed_normal(step_s: float, launches: int, level: str, words: str
 
 def test_the_time_is_said_in_words_with_what_it_goes_into() -> None:
     (finding,) = said(pace.duration(measured(4.0)))
-    assert finding.text == "about 1 h 1 min: 1 h training, 1 min encoding (4.0 s per step)"
+    assert finding.text == "about 1 h 1 min: 1 h training, 1 min encoding (4.0 s per full step)"
     times = [pace.in_words(seconds) for seconds in (0.02, 4, 45, 600, 7200, 4800, 400_000)]
     assert times == ["20 ms", "4.0 s", "45 s", "10 min", "2 h", "1 h 20 min", "4 days 15 h"]
 
@@ -262,7 +279,7 @@ def test_drawing_and_crashes_are_weighed_against_the_time() -> None:
     (drawing,) = said(pace.mostly_drawing(often, measured(1.0, drawing_s=800.0)))
     assert "raise --validation_steps" in drawing.hint
     assert said(pace.between_checkpoints(FACTS, measured(1.0))) == []
-    (crash,) = said(pace.between_checkpoints(FACTS, measured(7.2)))
+    (crash,) = said(pace.between_checkpoints(FACTS, measured(14.4)))
     assert crash.text == "a crash would cost up to 1 h: 500 steps between checkpoints"
     assert crash.hint == "Say --checkpointing_steps 125."
 

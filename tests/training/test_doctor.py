@@ -45,7 +45,7 @@ def test_one_screen_of_what_the_run_will_do(
     assert "strength: adapters 0.0001 x 1 = 0.0001" in found
     assert "scumble-tiny: stable diffusion, 5.1 M parameters, predicts v, made for 64 px" in found
     assert re.search(r"peak foretold \d+\.\d\d GiB, .* free \(--memory balanced\)", found)
-    assert re.search(r"time: about .* per step", found)
+    assert re.search(r"time: about .* per full step", found)
     assert re.search(r"speed: \w.* = \d+% of the .*FLOP/s that matrix products reach here", found)
     assert texts(diagnosis, "danger") == ""
     lines = list(screen(diagnosis))
@@ -149,6 +149,9 @@ def test_a_run_that_goes_on_is_examined_for_what_is_left_of_it(
 ) -> None:
     train(make_config(max_train_steps=2))
     more = {"resume_from_checkpoint": "latest"}
+    done = examine(make_config(max_train_steps=2, **more))
+    assert "the run is finished after 2 steps" in texts(done, "note")
+    assert done.numbers["training_s"] == 0
     diagnosis = examine(make_config(max_train_steps=4, **more))
     assert "the run goes on from step 2" in texts(diagnosis, "ok")
     step_s = diagnosis.numbers["step_s text_to_image"]

@@ -31,7 +31,7 @@ from scumble.training.fit import fit, memory_explained
 from scumble.training.lock import require_free
 from scumble.training.methods import METHODS
 from scumble.training.opening import open_workshop
-from scumble.training.record import claim_output
+from scumble.training.record import claim_output, is_finished
 from scumble.training.rehearsal import Timed, time_question, time_steps
 from scumble.training.resume import require_fit
 from scumble.training.runtime import prepare_runtime
@@ -88,7 +88,10 @@ def _of_output(config: TrainConfig) -> tuple[Checkpoint | None, list[Finding]]:
     except UserError as error:
         return None, [Finding("danger", "output", error.message, error.hint)]
     found = [Finding("note", "output", note) for note in notes]
-    if checkpoint is not None:
+    if checkpoint is not None and is_finished(config):
+        done = f"the run is finished after {checkpoint.step} steps: it will not begin again"
+        found.append(Finding("note", "output", done, "Raise --max_train_steps to go on with it."))
+    elif checkpoint is not None:
         found.append(Finding("ok", "output", f"the run goes on from step {checkpoint.step}"))
         found += [
             Finding("note", "output", line, "The run will go on differently from here.")
@@ -121,8 +124,9 @@ def _examine(
     encode_s, view_s = encoding_s(workshop, few)
     left = 1.0 if checkpoint is None else 1 - checkpoint.step / facts.steps
     draw_s = drawing_s(facts, question_s, view_s, few.held_out) * left
+    mean_s = sum(one.steps * one.step_s for one in timed) * _fullness(facts) / facts.steps
     parts = [
-        ("training", sum(one.steps * one.step_s for one in timed) * _fullness(facts) * left),
+        ("training", facts.steps * mean_s * left),
         ("encoding", encode_s),
         ("drawing the class", class_s(facts, question_s, view_s)),
         ("pictures and measurements", draw_s),
@@ -131,6 +135,7 @@ def _examine(
     pace = Pace(
         parts,
         max(one.step_s for one in timed),
+        mean_s,
         draw_s,
         speed_of(workshop, phases[0], forecast, ceiling, timed[0].step_s, full),
     )

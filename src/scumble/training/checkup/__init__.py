@@ -23,6 +23,7 @@ CHECKS: tuple[Check, ...] = (
     captions.found,
     captions.all_equal,
     captions.without_trigger,
+    captions.unused_prompt,
     captions.prompt_without_word,
     captions.sides,
     steps.planned,

@@ -90,6 +90,18 @@ def without_trigger(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def unused_prompt(facts: Facts) -> Iterator[Finding]:
+    """One caption for all, in words that no picture is learnt by."""
+    prompt = facts.config.instance_prompt
+    if prompt is not None and prompt not in _all(facts):
+        yield Finding(
+            "note",
+            TOPIC,
+            f"--instance_prompt is learnt by no picture: '{prompt[:50]}'; each has its own caption",
+            "Take the captions away, or put what is new of the prompt into them.",
+        )
+
+
 def prompt_without_word(facts: Facts) -> Iterator[Finding]:
     """Sample pictures that will not show what is learnt."""
     prompt, word = facts.config.validation_prompt, facts.config.placeholder_token

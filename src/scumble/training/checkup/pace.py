@@ -65,13 +65,15 @@ class Pace:
 
     Args:
         parts: (what, seconds in all), the training first.
-        step_s: seconds of the slowest phase's step.
+        step_s: seconds of the slowest phase's full step.
+        mean_s: seconds of a step on average: the last ones of an epoch may be small.
         drawing_s: seconds for sample pictures and measurements, of all that.
         speed: of the first phase.
     """
 
     parts: Sequence[tuple[str, float]]
     step_s: float
+    mean_s: float
     drawing_s: float
     speed: Speed
 
@@ -83,7 +85,7 @@ def duration(pace: Pace) -> Iterator[Finding]:
     what = ", ".join(f"{in_words(seconds)} {what}" for what, seconds in parts)
     details = f": {what}" if len(parts) > 1 else ""
     yield Finding(
-        "ok", TIME, f"about {in_words(total)}{details} ({in_words(pace.step_s)} per step)"
+        "ok", TIME, f"about {in_words(total)}{details} ({in_words(pace.step_s)} per full step)"
     )
 
 
@@ -106,7 +108,7 @@ def mostly_drawing(facts: Facts, pace: Pace) -> Iterator[Finding]:
 def between_checkpoints(facts: Facts, pace: Pace) -> Iterator[Finding]:
     """Hours that a crash would cost."""
     every = min(facts.config.checkpointing_steps, facts.steps)
-    lost_s = every * pace.step_s
+    lost_s = every * pace.mean_s
     if lost_s > LOST_S:
         better = max(1, round(every * LOST_S / lost_s / 2))
         yield Finding(

@@ -101,7 +101,12 @@ def disk(facts: Facts) -> Iterator[Finding]:
     yield Finding(
         "danger" if need > room.disk_free_bytes else "note",
         TOPIC,
-        f"{counted(count, 'checkpoint')} of {room.checkpoint_bytes / GIB:.2f} GiB, and "
-        f"{room.disk_free_bytes / GIB:.2f} GiB free where the run writes",
-        "Keep the newest alone: --checkpoints_total_limit 2; or name another --output_dir.",
+        f"{counted(count, 'checkpoint')} of {_in_bytes(room.checkpoint_bytes)}, and "
+        f"{_in_bytes(room.disk_free_bytes)} free where the run writes",
+        ("Keep the newest alone: --checkpoints_total_limit 1; or name" if count > 2 else "Name")
+        + " another --output_dir.",
     )
+
+
+def _in_bytes(count: float) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"

@@ -42,15 +42,19 @@ PATIENCE = 0.02
 
 
 def strengths(facts: Facts) -> Iterator[Finding]:
-    """What the rates come to."""
+    """What the rates come to that are as usual."""
     parts = []
     for rate in facts.rates:
         band = BANDS[rate.kind]
+        is_slow = rate.is_first and rate.effective < band.slow
+        if is_slow or rate.effective > _most(facts, rate, band.fast):
+            continue  # the other checks say so
         what = f"{rate.kind} of {rate.name}" if len(facts.rates) > 1 else rate.kind
         scaled = f" x {rate.scale:.3g} = {rate.effective:.2g}" if rate.kind == "adapters" else ""
         usual = f"{band.slow:g} to {_most(facts, rate, band.fast):g}"
         parts.append(f"{what} {rate.rate:.3g}{scaled} (usual: {usual})")
-    yield Finding("ok", TOPIC, "; ".join(parts))
+    if parts:
+        yield Finding("ok", TOPIC, "; ".join(parts))
 
 
 def no_effect(facts: Facts) -> Iterator[Finding]:
@@ -64,7 +68,7 @@ def no_effect(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "danger" if hopeless else "note",
             TOPIC,
-            f"the {rate.kind} {said}: {_product(facts, rate)} = {rate.effective:.1g}",
+            f"the {rate.kind} {said}: {_product(facts, rate)} = {rate.effective:.2g}",
             _raise(facts, rate, band),
         )
 
@@ -82,7 +86,7 @@ def too_fast(facts: Facts) -> Iterator[Finding]:
             "danger" if ruins else "note",
             TOPIC,
             f"the {rate.kind} of {rate.name} {said}: {_product(facts, rate)} = "
-            f"{rate.effective:.1g}",
+            f"{rate.effective:.2g}",
             _lower(facts, rate),
         )
 
@@ -155,7 +159,9 @@ def _lower(facts: Facts, rate: Rate) -> str:
         return "--lora_plus_ratio multiplied it: lower --learning_rate with it."
     if _is_pivotal(facts, rate):
         return "Lower --row_learning_rate."
-    return "Lower --learning_rate." if rate.is_first else "Lower --text_encoder_lr."
+    name = "--learning_rate" if rate.is_first else "--text_encoder_lr"
+    most = _most(facts, rate, BANDS[rate.kind].fast) / rate.scale
+    return f"Lower {name} to {most:.1g} or less."
 
 
 def _is_pivotal(facts: Facts, rate: Rate) -> bool:
