@@ -164,8 +164,8 @@ class Campaign:
                     figures.add(ahead.popleft().result())
                 if figures.hits.total() >= self.times or number == self.only:
                     break
-            for case in ahead:  # begun, and beyond what was asked for
-                case.result()
+            for case in ahead:  # begun, and so they count
+                figures.add(case.result())
         return figures
 
     def _undisturbed(self, idle: "SimpleQueue[ForkServer]", method: str) -> Standard:

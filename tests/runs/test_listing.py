@@ -54,6 +54,14 @@ def test_a_run_tells_how_far_it_is(make_run: Make) -> None:
     assert run.pid == os.getpid()
 
 
+def test_the_loss_is_that_of_the_last_steps_whoever_took_them(make_run: Make) -> None:
+    folder = make_run("fox", "running", process=myself())
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 4, "loss": 0.8, "elapsed_s": 0.5}) + "\n")  # after a resume
+    run = read_run(folder)
+    assert (run.loss, run.eta_s) == (pytest.approx(0.35), None)
+
+
 def test_a_run_whose_process_is_gone_was_interrupted(make_run: Make) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     started = psutil.Process(process.pid).create_time()

@@ -183,9 +183,11 @@ def _of_record(folder: Path, record: dict[str, Any]) -> RunView:
     updated = _last_write(folder)
     writer = holder_of(folder)
     status = _status(record, updated, writer)
-    steps = recent_steps(read_tail(folder))
+    entries = read_tail(folder)
+    steps = recent_steps(entries)
     last = steps[-1] if steps else {}
-    losses = [entry["loss"] for entry in steps[-MEAN_OF:]]
+    losses = [loss for entry in entries if (loss := _number(entry.get("loss"))) is not None]
+    losses = losses[-MEAN_OF:]
     total, step = _integer(record.get("total_steps")), _integer(last.get("step")) or 0
     return RunView(
         folder,
