@@ -16,13 +16,17 @@ def doubt(file: Path) -> str:
     if noted is None:
         return ""
     try:
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if sha256_of(file) == noted:
+            return ""
     except OSError:
         return ""  # whoever reads it says so
-    if found == noted:
-        return ""
     return f"{file} is not as its run wrote it: it is damaged, or was changed since"
+
+
+def sha256_of(file: Path) -> str:
+    """Hash of a file's content, as hex digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _noted(file: Path) -> str | None:

@@ -11,10 +11,11 @@ from scumble.config import TrainConfig
 from scumble.config.sharing import LOCAL_PATHS
 from scumble.data.scan import ScanReport, scan
 from scumble.data.sources import image_folder
-from scumble.families import Components, family_of, locate
+from scumble.families import Components, family_of
 from scumble.training.blueprint import HUB_OR_PATH, deciding, machine
 from scumble.training.encoders import Encoders, base_marks, encoders_of
 from scumble.training.find import find_pictures
+from scumble.training.opening import base_of_run
 from scumble.training.original import Original
 from scumble.training.picture_list import (
     PictureSets,
@@ -51,13 +52,7 @@ def find_differences(original: Original, config: TrainConfig) -> Differences:
     """
     console.say("comparing with what it was made of:")
     runtime = prepare_runtime(config)
-    base = locate(
-        config.pretrained_model_name_or_path,
-        revision=config.revision,
-        variant=config.variant,
-        prediction_type=config.prediction_type,
-        cache_dir=config.cache_dir,
-    )
+    base = base_of_run(config)
     encoders = encoders_of(config, family_of(base), Components(base), runtime)
     plan, marks = original.plan, base_marks(encoders, live=config.encodes_in_every_step)
     taught = [

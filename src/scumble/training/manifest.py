@@ -1,6 +1,5 @@
 """The list of a checkpoint's files with their hashes, and with one of its own."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from scumble.errors import UserError
 from scumble.formats.container import is_plain_name
-from scumble.formats.witnesses import MANIFEST
+from scumble.formats.witnesses import MANIFEST, sha256_of
 from scumble.training.sealed import is_intact, sealed
 
 UNSEALED = {"step", "settings", "data_digest", "files"}
@@ -59,6 +58,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

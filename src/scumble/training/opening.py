@@ -7,7 +7,14 @@ import torch
 from scumble import console
 from scumble.config import TrainConfig
 from scumble.data.cache import TensorStore
-from scumble.families import Components, Family, family_of, locate, text_encoders
+from scumble.families import (
+    BaseModel,
+    Components,
+    Family,
+    family_of,
+    locate,
+    text_encoders,
+)
 from scumble.families.fingerprint import fingerprint
 from scumble.lean.quantise import quantise
 from scumble.training.encoders import Encoders, encoders_of
@@ -19,6 +26,21 @@ from scumble.training.runtime import Runtime
 from scumble.training.texts import EncodedTexts, LiveTexts, Texts, report_long
 from scumble.training.words import check_words, new_words
 from scumble.training.workshop import Workshop, adapter_maker, targets
+
+
+def base_of_run(config: TrainConfig) -> BaseModel:
+    """Find the base that a run is to teach.
+
+    Raises:
+        UserError: it is not there, or cannot be used.
+    """
+    return locate(
+        config.pretrained_model_name_or_path,
+        revision=config.revision,
+        variant=config.variant,
+        prediction_type=config.prediction_type,
+        cache_dir=config.cache_dir,
+    )
 
 
 def open_workshop(
@@ -33,13 +55,7 @@ def open_workshop(
         runtime: device and processes.
         choose: leaves out pictures that were found, to look at a few of them.
     """
-    base = locate(
-        config.pretrained_model_name_or_path,
-        revision=config.revision,
-        variant=config.variant,
-        prediction_type=config.prediction_type,
-        cache_dir=config.cache_dir,
-    )
+    base = base_of_run(config)
     family = family_of(base)
     objective = family.objective(base).to(runtime.device)
     check_attention(config)

@@ -1,6 +1,5 @@
 """The output folder of a run: who may write into it, and its record in run.json."""
 
-import hashlib
 import json
 import os
 import platform
@@ -18,7 +17,7 @@ from scumble.drafts import is_draft, sweep
 from scumble.errors import Stopped, UserError, first_line
 from scumble.formats.container import require_writable, write_atomically
 from scumble.formats.files import BUNDLE_NAME, EMBEDS_NAME, WEIGHT_NAME
-from scumble.formats.witnesses import RECORD_NAME
+from scumble.formats.witnesses import RECORD_NAME, sha256_of
 from scumble.training.checkpoints import BEST, MAY_DIFFER, Checkpoint
 from scumble.training.lock import LOCK_NAME
 
@@ -132,13 +131,7 @@ def hashes_of(folder: Path) -> dict[str, str]:
     """Name -> sha256 of the files that a finished run taught, those of a whole model included."""
     found = [folder / name for name in RESULTS if (folder / name).exists()]
     files = [f for path in found for f in ([path] if path.is_file() else sorted(path.rglob("*")))]
-    hashes = {}
-    for file in files:
-        if file.is_file():
-            with file.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            hashes[file.relative_to(folder).as_posix()] = digest
-    return hashes
+    return {f.relative_to(folder).as_posix(): sha256_of(f) for f in files if f.is_file()}
 
 
 def _damaged(folder: Path, hashes: object) -> list[str]:
