@@ -30,8 +30,9 @@ def test_a_step_equals_peft(tiny_unet, kind, targets):
     theirs = with_peft(tiny_unet(**UNETS[kind]), adapters, TARGETS[targets])
     assert len(adapters) >= 4 * len(DEFAULT)
     expected = run(theirs)
+    rounding = apart(expected.learnt, run(theirs.double()).learnt)  # PEFT's own, by processor
     for _ in each_level(ours):
-        assert_near(run(ours), expected, 2e-6, 5e-6)
+        assert_near(run(ours), expected, 2e-6 + rounding, 5e-6)
 
 
 def test_peft_on_a_lean_denoiser_computes_as_it_did(tiny_unet):

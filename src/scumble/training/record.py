@@ -181,9 +181,10 @@ def _require_empty(folder: Path, config: TrainConfig) -> None:
     if resuming and RECORD_NAME in names and not names.intersection(RESULTS):
         return  # a run that was stopped before its first checkpoint
     if RECORD_NAME in names:
+        more = " and more --max_train_steps" if names.intersection(RESULTS) else ""
         raise UserError(
-            f"{folder} already holds a run",
-            "Go on with it (--resume_from_checkpoint latest), or name another --output_dir.",
+            f"{folder} already holds a run{' and its result' if more else ''}",
+            f"Go on with it (--resume_from_checkpoint latest{more}), or name another --output_dir.",
         )
     if names:
         raise UserError(

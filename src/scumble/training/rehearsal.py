@@ -7,6 +7,7 @@ from statistics import median
 
 import torch
 
+from scumble import console
 from scumble.training.ceiling import fastest_s, synchronise
 from scumble.training.loop import train_steps
 from scumble.training.optimizers import Update
@@ -60,14 +61,16 @@ def _time_phase(workshop: Workshop, phase: Phase, phases: Sequence[Phase]) -> Ti
     unlike = 1 if recorder is None else WARM_UP_STEPS + 1
     times: list[float] = []
     start = last = time.perf_counter()
-    for result in train_steps(long, update, runtime, 0, recorder):
-        synchronise(runtime.device)
-        now = time.perf_counter()
-        if len(result.plan.examples) == phase.plan.nominal:
-            times.append(now - last)
-        last = now
-        is_enough = len(times) >= unlike + MOST_STEPS
-        if times and (is_enough or now - start > MOST_SECONDS):
-            break
+    with console.progress(unlike + MOST_STEPS, f"timing {phase.name}", unit="step") as bar:
+        for result in train_steps(long, update, runtime, 0, recorder):
+            synchronise(runtime.device)
+            now = time.perf_counter()
+            if len(result.plan.examples) == phase.plan.nominal:
+                times.append(now - last)
+                bar.update()
+            last = now
+            is_enough = len(times) >= unlike + MOST_STEPS
+            if times and (is_enough or now - start > MOST_SECONDS):
+                break
     phase.at_rest()
     return Timed(phase.name, phase.max_steps, median(times[unlike:] or times), times[0])

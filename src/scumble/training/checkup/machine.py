@@ -14,7 +14,8 @@ def machine(facts: Facts) -> Iterator[Finding]:
     """What computes, with which libraries."""
     it = facts.machine
     versions = ", ".join(f"{name} {version}" for name, version in it.versions.items())
-    threads = f", {it.threads} threads of {it.cores:g} cores" if it.device == "cpu" else ""
+    counted = f"{it.threads} thread{'s' if it.threads != 1 else ''} on {it.cores:g} core"
+    threads = f", {counted}{'s' if it.cores != 1 else ''}" if it.device == "cpu" else ""
     yield Finding("ok", TOPIC, f"{it.name}{threads}, frozen weights in {it.dtype}; {versions}")
 
 
