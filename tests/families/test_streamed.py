@@ -1,5 +1,6 @@
 """Weights read tensor by tensor equal those that the library loads, or are left to it."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -35,6 +36,26 @@ def same_as_the_library(folder: Path, dtype: torch.dtype, variant: str | None = 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_weight_is_the_librarys(unet_folder: Path, dtype: torch.dtype) -> None:
     assert same_as_the_library(unet_folder, dtype)
+
+
+def test_a_weight_that_is_replaced_is_let_go(unet_folder: Path) -> None:
+    kept = []
+
+    def find_class() -> Any:
+        try:
+            raise ImportError  # as libraries do that look for one another, and remember it
+        except ImportError as error:
+            kept.append(error)
+        return UNet2DConditionModel
+
+    files = sorted(path for path in unet_folder.iterdir() if path.is_file())
+    model: Any = load_streamed(find_class, files, None, torch.float32)
+    weight = model.conv_in.weight
+    place = weight.untyped_storage().data_ptr()
+    weight.data = weight.detach().clone()
+    tensors = [found for found in gc.get_objects() if type(found) is torch.Tensor]
+    assert not any(tensor.untyped_storage().data_ptr() == place for tensor in tensors)
+    assert kept
 
 
 def test_several_files_and_variants(unet_folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 import gc
 import json
+import subprocess
+import sys
 import weakref
 from importlib.resources import files
 
@@ -175,3 +177,28 @@ def test_all_is_let_go_without_the_garbage_collector(tiny_unet, level, goes_back
         gc.enable()
     assert len(kept) > 100
     assert alive == []
+
+
+HELD = """
+import json, psutil, torch
+from importlib.resources import files
+from diffusers import UNet2DConditionModel
+from scumble.lean.install import put_on
+from scumble.lean.levels import LEVELS
+text = (files("scumble") / "assets" / "single_file" / "sd1" / "unet.json").read_text()
+torch.zeros(7 * 2**20)  # freed, it lets glibc keep all that is not larger
+with torch.device("meta"):
+    unet = UNet2DConditionModel.from_config(json.loads(text) | {"layers_per_block": 1})
+unet = unet.to(torch.bfloat16).to_empty(device="cpu").requires_grad_(False).eval()
+for weight in unet.parameters():
+    weight.data.zero_()
+before = psutil.Process().memory_info().rss
+put_on(unet, LEVELS["balanced"])
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system decides")
+def test_weights_that_are_laid_out_anew_leave_nothing_behind():
+    found = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
+    assert int(found.stdout.split()[-1]) < 16 * 2**20

@@ -64,6 +64,9 @@ def load_streamed(
     if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
         return None
     module.load_state_dict(tensors, assign=True)
+    # An error that some import catches and keeps holds this frame, and with it what is named here:
+    # weights that are laid out anew would stay in memory as they were, too.
+    tensors.clear()
     return module
 
 

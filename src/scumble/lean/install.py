@@ -17,6 +17,7 @@ from scumble.lean import blocks
 from scumble.lean.attention import LeanAttention, fits_attention
 from scumble.lean.factors import linear_of, stack_weights, unstack_weights
 from scumble.lean.forwards import Forward, LeanForward
+from scumble.lean.heap import give_back
 from scumble.lean.levels import Level
 
 Fits = Callable[[Any], bool]
@@ -127,6 +128,8 @@ def put_on(model: nn.Module, level: Level, attention: str = "auto") -> LeanModel
         if not is_lean:
             lean.left_alone[name] += 1
     _patch_end(lean)
+    if lean._stacked or lean._layouts:
+        give_back()
     return lean
 
 
