@@ -155,8 +155,7 @@ def pytest_words(words: list[str]) -> list[str]:
     words = [word for word in words if word != "--long"] + ["-m", ""] * ("--long" in words)
     own = ("-n", "--numprocesses", "--dist")
     told = any(w.startswith(own) or "::" in w or (ROOT / w).is_file() for w in words)
-    spread = ["-n", str(workers), "--dist", "worksteal"]  # keeps tests of one fixture together
-    return words if told or workers == 1 else [*spread, *words]
+    return words if told or workers == 1 else ["-n", str(workers), *words]
 
 
 def check() -> int:

@@ -153,8 +153,7 @@ def test_tests_run_in_parallel_unless_the_user_says_otherwise(run, monkeypatch, 
     (run.ROOT / "tests" / "data").mkdir(parents=True)
     (run.ROOT / "tests" / "test_x.py").touch()
     monkeypatch.setattr(run.os, "cpu_count", lambda: 64)
-    spread = ["-n", "4", "--dist", "worksteal"]
-    assert run.pytest_words(words) == ([*spread, *words] if parallel else words)
+    assert run.pytest_words(words) == (["-n", "4", *words] if parallel else words)
 
 
 def test_one_core_runs_one_test_at_a_time(run, monkeypatch):
