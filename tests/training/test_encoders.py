@@ -20,6 +20,7 @@ from scumble.training.runtime import prepare_runtime
 
 @pytest.fixture
 def base_folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A base of the test's own: others link the built-in one, which changes its files' stamps."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "base"))
 
 
@@ -41,11 +42,13 @@ def opened(config: Any) -> Any:
     return open_workshop(config, prepare_runtime(config))
 
 
-def test_a_second_run_loads_the_denoiser_alone(make_config: Any, loaded: list[str]) -> None:
-    first = opened(make_config())
+def test_a_second_run_loads_the_denoiser_alone(
+    make_config: Any, base_folder: Path, loaded: list[str]
+) -> None:
+    first = opened(make_config(pretrained_model_name_or_path=str(base_folder)))
     assert sorted(loaded) == ["text_encoder", "unet", "vae"]
     loaded.clear()
-    second = opened(make_config())
+    second = opened(make_config(pretrained_model_name_or_path=str(base_folder)))
     assert loaded == ["unet"]
     keys = [[e.latent_keys for e in w.gathered.train.examples] for w in (first, second)]
     assert keys[0] == keys[1]
@@ -55,24 +58,26 @@ def test_a_second_run_loads_the_denoiser_alone(make_config: Any, loaded: list[st
 
 
 def test_a_new_caption_loads_the_text_encoder(
-    make_config: Any, pictures: Path, loaded: list[str]
+    make_config: Any, base_folder: Path, pictures: Path, loaded: list[str]
 ) -> None:
-    opened(make_config())
+    opened(make_config(pretrained_model_name_or_path=str(base_folder)))
     loaded.clear()
     (pictures / "0.txt").write_text("a caption never seen before")
-    opened(make_config())
+    opened(make_config(pretrained_model_name_or_path=str(base_folder)))
     assert sorted(loaded) == ["text_encoder", "unet"]
 
 
-def test_a_new_picture_loads_the_vae(make_config: Any, pictures: Path, loaded: list[str]) -> None:
-    opened(make_config())
+def test_a_new_picture_loads_the_vae(
+    make_config: Any, base_folder: Path, pictures: Path, loaded: list[str]
+) -> None:
+    opened(make_config(pretrained_model_name_or_path=str(base_folder)))
     loaded.clear()
     for suffix in ("png", "txt"):
         shutil.copy(pictures / f"0.{suffix}", pictures / f"again.{suffix}")
     from PIL import Image
 
     Image.new("RGB", (64, 64), "orange").save(pictures / "again.png")
-    opened(make_config())
+    opened(make_config(pretrained_model_name_or_path=str(base_folder)))
     assert sorted(loaded) == ["unet", "vae"]
 
 
