@@ -29,10 +29,10 @@ def test_a_step_equals_peft(tiny_unet, kind, targets):
     adapters = adapt(ours, TARGETS[targets], rank=RANK, alpha=ALPHA).adapters
     theirs = with_peft(tiny_unet(**UNETS[kind]), adapters, TARGETS[targets])
     assert len(adapters) >= 4 * len(DEFAULT)
-    expected = run(theirs)
-    rounding = apart(expected.learnt, run(theirs.double()).learnt)  # PEFT's own, by processor
+    # In the layout that ours takes: oneDNN's convolutions of the other one round differently.
+    expected = run(theirs.to(memory_format=torch.channels_last))
     for _ in each_level(ours):
-        assert_near(run(ours), expected, 2e-6 + rounding, 5e-6)
+        assert_near(run(ours), expected, 2e-6, 5e-6)
 
 
 def test_peft_on_a_lean_denoiser_computes_as_it_did(tiny_unet):

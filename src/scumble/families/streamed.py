@@ -58,15 +58,22 @@ def load_streamed(
             tensors = reading.result()
         except UNFIT:
             return None
+    try:
+        return _filled(module, tensors)
+    finally:
+        # An error that some import catches and keeps holds this frame, and with it what is named
+        # here: weights that are laid out anew would stay in memory as they were, too.
+        tensors.clear()
+
+
+def _filled(module: nn.Module | None, tensors: dict[str, Tensor]) -> nn.Module | None:
+    """The model with these weights, where they are exactly its own."""
     if module is None:
         return None
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
     if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
         return None
     module.load_state_dict(tensors, assign=True)
-    # An error that some import catches and keeps holds this frame, and with it what is named here:
-    # weights that are laid out anew would stay in memory as they were, too.
-    tensors.clear()
     return module
 
 

@@ -11,6 +11,7 @@ from scumble.config.sharing import shareable
 from scumble.errors import UserError
 from scumble.families import FAMILIES
 from scumble.formats import read_adapter
+from scumble.formats.witnesses import RECORD_NAME
 from scumble.hub.card import CARD_NAME, card_for_hub
 
 MODEL_NAME = "model"
@@ -83,14 +84,14 @@ def pack(folder: Path, repo_id: str) -> tuple[dict[str, Item], list[str]]:
             items[CARD_NAME] = Item(card_for_hub(_text(path), repo_id).encode())
         elif path.is_file() and _is_wanted(path):
             items[path.name] = Item(path)
-        elif path.name != "run.json":
+        elif path.name != RECORD_NAME:
             left.append(path.name)
     adapters = [name for name in items if name.endswith(ADAPTER)]
     if not adapters:
         hint = "Push the output folder of a finished run, or a folder with .safetensors files."
         raise UserError(f"the folder {folder} holds nothing to push", hint)
     _require_sound(folder, [name for name in adapters if "/" not in name])
-    if (settings := _settings(folder / "run.json")) is not None:
+    if (settings := _settings(folder / RECORD_NAME)) is not None:
         items[SETTINGS_NAME] = Item(settings.encode())
     return items, left
 

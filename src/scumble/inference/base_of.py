@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scumble.formats.container import read_content
 from scumble.formats.files import adapter_file
+from scumble.formats.witnesses import RECORD_NAME
 from scumble.hub.card import header_of
 from scumble.hub.pull import local_adapter
 
@@ -22,7 +23,7 @@ def base_of(source: str | Path, *, allow_pickle: bool = False) -> str | None:
         allow_pickle: read pickled files too, which have no metadata.
     """
     path = adapter_file(local_adapter(source), allow_pickle=allow_pickle)
-    record = path.with_name("run.json")
+    record = path.with_name(RECORD_NAME)
     try:
         base = str(json.loads(record.read_text("utf-8"))["base"])
         is_here = bool(base) and Path(base).exists()

@@ -12,6 +12,7 @@ from typing import Any
 from scumble.errors import UserError
 from scumble.families.locate import BUILT_IN
 from scumble.formats.container import require_writable
+from scumble.formats.witnesses import RECORD_NAME
 from scumble.hub.card import header_of
 from scumble.ui.space import ADAPTERS, SETTINGS
 
@@ -147,7 +148,7 @@ def _named_base(file: Path) -> str:
 def _run_settings(file: Path) -> dict[str, Any]:
     """Settings of the run that wrote a file; none for a file that lies alone."""
     try:
-        settings = json.loads(file.with_name("run.json").read_text("utf-8"))["settings"]
+        settings = json.loads(file.with_name(RECORD_NAME).read_text("utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return settings if isinstance(settings, dict) else {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from scumble.data.wording import counted
 from scumble.training.checkup.facts import Facts
 from scumble.training.checkup.finding import Finding
 
@@ -14,8 +15,9 @@ def machine(facts: Facts) -> Iterator[Finding]:
     """What computes, with which libraries."""
     it = facts.machine
     versions = ", ".join(f"{name} {version}" for name, version in it.versions.items())
-    counted = f"{it.threads} thread{'s' if it.threads != 1 else ''} on {it.cores:g} core"
-    threads = f", {counted}{'s' if it.cores != 1 else ''}" if it.device == "cpu" else ""
+    threads = (
+        f", {counted(it.threads, 'thread')}; cores: {it.cores:g}" if it.device == "cpu" else ""
+    )
     yield Finding("ok", TOPIC, f"{it.name}{threads}, frozen weights in {it.dtype}; {versions}")
 
 
