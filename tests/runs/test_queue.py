@@ -1,5 +1,6 @@
 """The queue with real processes: order, stopping, going on, and whoever dies."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,8 @@ from filelock import FileLock
 from scumble.config import TrainConfig
 from scumble.errors import UserError
 from scumble.runs.listing import read_run
-from scumble.runs.queue import PROCESS, Queue, _read
+from scumble.runs.process import identity
+from scumble.runs.queue import ENDED, PROCESS, Queue, _read
 from scumble.runs.runner import LOCK
 
 PICTURES = Path(__file__).parents[2] / "examples" / "data" / "style_neon"
@@ -146,6 +148,22 @@ def test_what_waits_can_be_taken_out_and_put_back(
             queue.stop(name)
             queue.forget(name)
     assert queue.jobs() == []
+
+
+def test_a_run_has_not_ended_before_its_code_is_noted(
+    queue: Queue, settings: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "wake", lambda: None)
+    folder = queue.add(settings("gone")).folder
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    names = identity(gone.pid), identity(os.getpid())
+    gone.wait()
+    for runner, state in ((names[1], "running"), (names[0], "ended")):
+        (folder / PROCESS).write_text(json.dumps(names[0] | {"runner": runner}))
+        assert (queue.job("gone").state, queue.job("gone").code) == (state, None)
+    (folder / PROCESS).write_text(json.dumps(names[0] | {"runner": names[1]}))
+    (folder / ENDED).write_text(json.dumps({"code": 3}))
+    assert (queue.job("gone").state, queue.job("gone").code) == ("ended", 3)
 
 
 def test_why_a_run_could_not_begin_is_known(

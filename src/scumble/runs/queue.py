@@ -5,7 +5,7 @@ A job is a folder in it. Each of its files has one writer and is put in place wh
     settings.yaml   the run's settings
     job.json        what is to be run, and since when it waits
     stop            there if the user asked for the end
-    process.json    which process trains; the job waits as long as there is none
+    process.json    which process trains, and which notes its end; without it, the job waits
     ended.json      with which exit code it ended
     output.txt      what it said
 """
@@ -198,8 +198,10 @@ def _state(folder: Path) -> tuple[State, int | None]:
     process = _read(folder / PROCESS)
     if process is None:
         return ("cancelled" if asked else "waiting"), None
+    # First whether somebody lives: the runner notes the end after its process has come to it.
+    lives = is_alive(process) or is_alive(process.get("runner"))
     ended = _read(folder / ENDED)
-    if ended is not None or not is_alive(process):
+    if ended is not None or not lives:
         code = (ended or {}).get("code")
         return "ended", code if isinstance(code, int) else None
     return ("stopping" if asked else "running"), None

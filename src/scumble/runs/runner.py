@@ -5,6 +5,7 @@ trains goes on, and the next one waits for it.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -41,7 +42,7 @@ def _first_waiting(queue: Queue) -> Job | None:
 
 def _run(job: Job) -> None:
     process = start_detached(job.arguments(), job.folder / OUTPUT)
-    name = identity(process.pid)
+    name = identity(process.pid) | {"runner": identity(os.getpid())}
     write_atomically(job.folder / PROCESS, json.dumps(name).encode())
     if (job.folder / STOP).exists():  # asked for while it was being started
         ask_to_stop(name)
