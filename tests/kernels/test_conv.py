@@ -11,14 +11,15 @@ CASES = {
     "3x3 as a product": ((2, 3, 4, 5), 3, {"padding": (1, 1)}),
     "3x3 of one place": ((1, 3, 1, 1), 3, {"padding": (1, 1)}),
     "3x3 of one row": ((2, 3, 1, 6), 3, {"padding": (1, 1)}),
-    "the largest product": ((1, 2, 4, 16), 3, {"padding": (1, 1)}),
-    "just too large for one": ((1, 2, 5, 13), 3, {"padding": (1, 1)}),
+    "the largest product": ((1, 2, 16, 16), 3, {"padding": (1, 1)}),
+    "just too large for one": ((1, 2, 1, 257), 3, {"padding": (1, 1)}),
     "stride 2": ((2, 3, 6, 5), 3, {"padding": (1, 1), "stride": (2, 2)}),
     "stride 2 of one edge": ((2, 3, 6, 5), 3, {"padding": (1, 1), "stride": (1, 2)}),
     "no padding": ((2, 3, 4, 5), 3, {}),
     "dilated": ((1, 2, 6, 6), 3, {"padding": (2, 2), "dilation": (2, 2)}),
     "dilated, padded by one": ((1, 2, 6, 6), 3, {"padding": (1, 1), "dilation": (2, 2)}),
     "1x1": ((2, 3, 4, 5), 1, {}),
+    "1x1 with stride": ((2, 3, 4, 5), 1, {"stride": (2, 2)}),
     "1x1 padded": ((2, 3, 4, 5), 1, {"padding": (1, 1)}),
     "5x5": ((1, 2, 5, 6), 5, {"padding": (2, 2)}),
 }
@@ -65,11 +66,14 @@ def test_nothing_is_kept_but_the_weight():
         ("3x3 as a product", True),
         ("the largest product", True),
         ("just too large for one", False),
-        ("stride 2", False),
+        ("stride 2", True),
+        ("stride 2 of one edge", True),
         ("no padding", False),
         ("dilated", False),
         ("dilated, padded by one", False),
-        ("1x1", False),
+        ("1x1", True),
+        ("1x1 with stride", False),
+        ("1x1 padded", False),
     ],
 )
 def test_small_maps_run_as_one_product_both_ways(case, is_product):
@@ -82,6 +86,14 @@ def test_small_maps_run_as_one_product_both_ways(case, is_product):
     assert ("convolution_backward" not in back.names) == is_product
 
 
+def test_of_large_maps_those_of_1x1_in_channels_last_alone_are_products():
+    for layout in LAYOUTS:
+        x = LAYOUTS[layout](numbers(2, 3, 12, 12, grad=False))
+        with Operations() as there:
+            convolution(x, conv_of("1x1"))
+        assert ("convolution" not in there.names) == (layout == "channels_last")
+
+
 def test_the_product_counts_the_whole_batch():
     conv = conv_of("3x3 as a product")
     for batch, is_product in ((MOST_ROWS // 16, True), (MOST_ROWS // 16 + 1, False)):
@@ -91,10 +103,18 @@ def test_the_product_counts_the_whole_batch():
 
 
 def test_the_matrix_of_a_turned_weight_is_no_copy():
-    conv = conv_of("3x3 as a product", "channels_last")
-    with Operations() as there:
-        convolution(numbers(2, 3, 4, 5), conv)
-    assert "clone" not in there.names
+    x = numbers(2, 3, 4, 5)
+    for layout, copies in (("channels_last", 1), ("contiguous", 2)):  # one is the output's
+        with Operations() as there:
+            convolution(x, conv_of("3x3 as a product", layout))
+        assert there.names.count("clone") == copies
+
+
+@pytest.mark.parametrize("case", ["3x3 as a product", "just too large for one"])
+def test_the_output_may_be_written_to(case):
+    y = convolution(numbers(*CASES[case][0]), conv_of(case))
+    y[:, :1] *= 2
+    y.sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -16,6 +16,7 @@ from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from scumble.kernels.processor_attention import ProcessorAttention, processor_backward
 from scumble.kernels.projection import (
     Frozen,
     Norm,
@@ -34,7 +35,10 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def sdpa(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
-    """PyTorch's own choice of implementation."""
+    """PyTorch's own choice of implementation; on a processor, `ProcessorAttention`."""
+    if q_BHTD.device.type == "cpu" and q_BHTD.dtype == torch.bfloat16:
+        result: Tensor = ProcessorAttention.apply(q_BHTD, k_BHTD, v_BHTD)
+        return result
     return functional.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD)
 
 
@@ -253,8 +257,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """The gradients of q, k and v."""
     if kernel == "cpu":
-        backward = aten._scaled_dot_product_flash_attention_for_cpu_backward
-        return tuple(backward(grad, q, k, v, *kept, 0.0, False))
+        return processor_backward(grad, q, k, v, *kept)
     if kernel == "flash":
         out, logsumexp, seed, offset = kept
         lengths = (None, None, q.shape[2], k.shape[2])
