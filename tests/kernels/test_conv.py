@@ -105,8 +105,9 @@ def test_the_product_counts_the_whole_batch():
 def test_the_matrix_of_a_turned_weight_is_no_copy():
     x = LAYOUTS["channels_last"](numbers(2, 3, 4, 5, grad=False))
     for layout, copies in (("channels_last", 1), ("contiguous", 2)):  # one is the output's
+        conv = conv_of("3x3 as a product", layout)
         with Operations() as there:
-            convolution(x, conv_of("3x3 as a product", layout))
+            convolution(x, conv)
         assert there.names.count("clone") == copies
 
 
