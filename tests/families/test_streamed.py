@@ -11,6 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from scumble.families import weight_file
 from scumble.families.streamed import WEIGHTS_NAME, load_streamed
 
 
@@ -36,6 +37,28 @@ def same_as_the_library(folder: Path, dtype: torch.dtype, variant: str | None = 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_weight_is_the_librarys(unet_folder: Path, dtype: torch.dtype) -> None:
     assert same_as_the_library(unet_folder, dtype)
+
+
+@pytest.mark.parametrize(("window", "huge"), [(1, 1), (50_000, 10_000), (1 << 26, 1 << 21)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_are_laid_out_as_asked(
+    unet_folder: Path,
+    dtype: torch.dtype,
+    window: int,
+    huge: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(weight_file, "WINDOW_BYTES", window)
+    monkeypatch.setattr(weight_file, "HUGE_BYTES", huge)
+    files = sorted(path for path in unet_folder.iterdir() if path.is_file())
+    wanted = streamed(unet_folder, None, dtype).state_dict()
+    settings = files, None, dtype, torch.channels_last
+    turned: Any = load_streamed(lambda: UNet2DConditionModel, *settings)
+    for name, tensor in turned.state_dict().items():
+        assert torch.equal(tensor, wanted[name])
+        is_map = tensor.ndim == 4
+        assert tensor.is_contiguous(memory_format=torch.channels_last) or not is_map
+        assert tensor.is_contiguous() or is_map
 
 
 def test_a_weight_that_is_replaced_is_let_go(unet_folder: Path) -> None:

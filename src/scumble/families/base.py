@@ -47,10 +47,12 @@ class Components:
     Args:
         base: where they come from.
         parts: component name -> module, tokenizer or scheduler.
+        denoiser_format: how the denoiser's convolutions are to lie in memory.
     """
 
     base: BaseModel
     parts: dict[str, Any] = field(default_factory=dict)
+    denoiser_format: torch.memory_format = torch.contiguous_format
 
     def __getitem__(self, name: str) -> Any:
         return self.parts[name]

@@ -61,8 +61,10 @@ class StableDiffusion:
                 # transformers calls the format of the weights dtype, diffusers torch_dtype.
                 option = "dtype" if name == "text_encoder" else "torch_dtype"
                 find = partial(_component_class, name)
+                is_denoiser = name == self.components[0]
+                layout = components.denoiser_format if is_denoiser else torch.contiguous_format
                 module = load_streamed(
-                    find, base.files(name), base.variant, dtype
+                    find, base.files(name), base.variant, dtype, layout
                 ) or _from_pretrained(find(), base, name, **{option: dtype})
             _require_finite(module, base, name)
             components.parts[name] = module.eval().requires_grad_(False)

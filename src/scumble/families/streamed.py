@@ -1,13 +1,12 @@
-"""Load a model tensor by tensor, each cast as it is read: no more memory than the result takes.
+"""Load a model's weights, each cast as it is read: no more memory than the result takes.
 
 The libraries map the whole file into memory, where a model of 3.4 GB in fp32 that is wanted in bf16
 takes 5.2 GB until it is built. And importing the model's class takes as long as reading its
-weights: both are done at once.
+weights, and laying those of convolutions out as they will be used: all are done at once.
 """
 
-import json
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scumble.formats.streaming import DTYPES
+from scumble.families.weight_file import WeightFile
 from scumble.imports import uncollected
 
-FLOATS = {name: DTYPES[name] for name in ("F32", "F16", "BF16", "F64")}
-"""Number formats that are cast here."""
 WEIGHTS_NAME = "diffusion_pytorch_model"
 
 UNFIT = (
@@ -30,7 +27,11 @@ UNFIT = (
 
 
 def load_streamed(
-    find_class: Callable[[], Any], files: Sequence[Path], variant: str | None, dtype: torch.dtype
+    find_class: Callable[[], Any],
+    files: Sequence[Path],
+    variant: str | None,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> nn.Module | None:
     """Build a diffusers model and fill it from its files.
 
@@ -39,6 +40,7 @@ def load_streamed(
         files: that the component is made of.
         variant: of the weights, such as "fp16".
         dtype: wanted.
+        memory_format: how weights of four dimensions are to lie in memory.
 
     Returns:
         The model; None where the files are not plain safetensors that fit it exactly: then the
@@ -49,17 +51,21 @@ def load_streamed(
     weights = weights or [p for p in files if p.match(f"{WEIGHTS_NAME}{middle}-*-of-*.safetensors")]
     if not weights:
         return None
-    with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(_read, weights, dtype)
-        with uncollected():
-            cls = find_class()
-        try:
-            module = _empty(cls, weights[0].parent)
-            tensors = reading.result()
-        except UNFIT:
-            return None
+    tensors: dict[str, Tensor] = {}
     try:
+        opened = [WeightFile(path, dtype, memory_format) for path in weights]
+        with ThreadPoolExecutor(1) as pool:
+            reading = [pool.submit(file.read) for file in opened]
+            with uncollected():
+                cls = find_class()
+            module = _empty(cls, weights[0].parent)
+            for file, done in zip(opened, reading, strict=True):
+                done.result()
+                tensors |= file.tensors
+                file.tensors.clear()
         return _filled(module, tensors)
+    except UNFIT:
+        return None
     finally:
         # An error that some import catches and keeps holds this frame, and with it what is named
         # here: weights that are laid out anew would stay in memory as they were, too.
@@ -86,40 +92,3 @@ def _empty(cls: Any, folder: Path) -> nn.Module | None:
     with init_empty_weights():
         module: nn.Module = cls.from_config(cls.load_config(folder))
     return module
-
-
-def _read(paths: Sequence[Path], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: tensor for path in paths for name, tensor in _tensors(path, dtype)}
-
-
-def _tensors(path: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Read a safetensors file in the order of its bytes.
-
-    Raises:
-        ValueError: it is damaged, or holds numbers of another kind.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > size - 8:
-            raise ValueError("the header is cut short")
-        header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-        # One for all: new memory costs more than what is done with it.
-        buffer = torch.empty(max(_length(about) for _, about in ordered), dtype=torch.uint8)
-        for name, about in ordered:
-            stored, count = FLOATS[about["dtype"]], _length(about)
-            result = torch.empty(about["shape"], dtype=dtype)
-            target = result.view(-1).view(torch.uint8) if stored == dtype else buffer[:count]
-            file.seek(8 + length + about["data_offsets"][0])
-            if file.readinto(target.numpy().data) != count:
-                raise ValueError("the file is cut short")
-            if stored != dtype:
-                result.copy_(target.view(stored).view(about["shape"]))
-            yield name, result
-
-
-def _length(about: dict[str, Any]) -> int:
-    start, end = about["data_offsets"]
-    return int(end - start)

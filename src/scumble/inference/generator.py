@@ -248,7 +248,7 @@ def prepare_pipeline(config: GenerateConfig) -> tuple[Any, list[AdapterWeights]]
         console.say(note)
     options = {"allow_pickle": config.allow_pickle, "partial": config.partial}
     loaded = [read_adapter(file, family.key_names, **options) for file in files]
-    components = Components(base)
+    components = Components(base, denoiser_format=torch.channels_last)
     family.load(components, family.components, dtype)
     pipeline = build_pipeline(family, components)
     for number, (source, strength) in enumerate(adapters):

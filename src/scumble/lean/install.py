@@ -99,7 +99,7 @@ class LeanModel:
         return True
 
     def turn_round(self, conv: nn.Conv2d) -> None:
-        """Put a convolution's weight in channels_last layout."""
+        """Put a convolution's weight in channels_last layout, unless it was read so."""
         if _can_be_laid_out([conv]):
             conv.weight.data = conv.weight.detach().contiguous(memory_format=torch.channels_last)
             self._layouts.append(conv)

@@ -99,6 +99,9 @@ def _load_denoiser(config: TrainConfig, encoders: Encoders) -> None:
     """Load what trains, quantised on its way to the device where that is asked for."""
     family, components, runtime = encoders.family, encoders.components, encoders.runtime
     name = family.components[0]
+    if config.memory != "off" and not config.teaches_every_weight:
+        # As lean layers would turn them round later. Reading waits for imports; that would not.
+        components.denoiser_format = torch.channels_last
     family.load(components, [name], runtime.dtype)
     mark = fingerprint(components.base, name) if runtime.num_processes > 1 else None
     runtime.processes.agree({f"the base's {name}": mark})
