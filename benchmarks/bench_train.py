@@ -43,6 +43,8 @@ BASELINE = "diffusers"
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Precision -> what --mixed_precision calls it on both sides."""
 RANK = 4
+PACKAGES = ("torch", "diffusers", "accelerate", "peft", "transformers", "datasets", "bitsandbytes")
+"""What is imported where it is installed, so that times depend on it."""
 
 ABSOLUTE = re.compile(r"(?<![\w.~/])/(?:[^\s/'\"=]+/)*([^\s/'\"=]+)")
 """An absolute path; its last name is the group."""
@@ -77,12 +79,14 @@ class Side:
         precision: a key of `PRECISIONS`.
         flags: that it gets besides those that all get.
         script: diffusers' script; None for scumble.
+        python: interpreter that runs it.
     """
 
     label: str
     precision: str
     flags: tuple[str, ...] = ()
     script: Path | None = None
+    python: str = sys.executable
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,12 @@ class Contest:
 
 
 def prepare(
-    work: Path, base: str | None, resolution: int, batch_size: int, pictures: int
+    work: Path,
+    base: str | None,
+    resolution: int,
+    batch_size: int,
+    pictures: int,
+    python: str = sys.executable,
 ) -> Contest:
     """Build the base if it is missing and none is named, and write the pictures.
 
@@ -120,6 +129,7 @@ def prepare(
         resolution: edge in pixels.
         batch_size: pictures per step.
         pictures: how many, rounded up to full batches: a smaller last one would be a cheaper step.
+        python: the interpreter of the baseline.
     """
     folder = work / f"contest_{time.time_ns() // 1_000_000}"
     folder.mkdir(parents=True)
@@ -133,7 +143,7 @@ def prepare(
     _read_all(Path(base))
     count = -(-max(pictures, 1) // batch_size) * batch_size
     captioned_pictures(folder / "pictures", count)
-    torchvision = _torchvision()
+    torchvision = _torchvision(python)
     return Contest(base, name, folder / "pictures", folder, resolution, batch_size, torchvision)
 
 
@@ -145,10 +155,10 @@ def _read_all(folder: Path) -> None:
                 pass
 
 
-def _torchvision() -> str:
+def _torchvision(python: str) -> str:
     # In a process of its own, as the baseline will try it.
     code = "import torchvision; from torchvision import transforms; print(torchvision.__version__)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True)
     return found.stdout.strip() if found.returncode == 0 else "stand-in"
 
 
@@ -225,7 +235,8 @@ def run_side(contest: Contest, side: Side, name: str, steps: int, every: int) ->
     }
     before = sum(1 for _ in (cache / "latents").rglob("*"))
     try:
-        run = run_stamped(command_for(contest, side, folder, steps, every), folder, environment)
+        command = command_for(contest, side, folder, steps, every)
+        run = run_stamped(command, folder, environment, side.python)
     except RunError as error:
         raise RunError(f"{side.label}, run {name}: {error}") from error
     run["cache_grew"] = sum(1 for _ in (cache / "latents").rglob("*")) > before
@@ -294,12 +305,6 @@ def describe_machine() -> dict[str, Any]:
     if info.exists():
         names = [s for s in info.read_text().splitlines() if s.startswith("model name")]
         model = names[0].split(":", 1)[1].strip() if names else model
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "diffusers", "accelerate", "peft", "transformers", "datasets"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "missing"
     try:
         git = ["git", "-C", str(HERE), "rev-parse", "HEAD"]
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
@@ -312,10 +317,27 @@ def describe_machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": versions,
+        "versions": versions_of(sys.executable),
         "commit": commit or None,
         "month": time.strftime("%Y-%m", time.gmtime()),
     }
+
+
+def versions_of(python: str) -> dict[str, str]:
+    """The packages that matter in an environment, by the interpreter's own word."""
+    code = f"""
+import json, platform
+from importlib.metadata import PackageNotFoundError, version
+found = {{"python": platform.python_version()}}
+for name in {PACKAGES}:
+    try:
+        found[name] = version(name)
+    except PackageNotFoundError:
+        found[name] = "missing"
+print(json.dumps(found))"""
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    versions: dict[str, str] = json.loads(done.stdout)
+    return versions
 
 
 def machine_line(machine: dict[str, Any]) -> str:
@@ -362,6 +384,7 @@ def result_of(
             "script": SCRIPT,
             "sha256": hashlib.sha256(script.read_bytes()).hexdigest(),
             "torchvision": contest.torchvision,
+            "versions": versions_of(sides[0].python),
         }
         if script
         else None,
@@ -415,6 +438,9 @@ def notes(result: dict[str, Any]) -> list[str]:
             f"{BASELINE}: unmodified `{SCRIPT}`, sha256 {found['sha256'][:16]}, torchvision: "
             f"{found['torchvision']}. It encodes pictures and captions in every step."
         )
+        if found["versions"] != result["machine"]["versions"]:
+            packages = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+            lines.append(f"{BASELINE} ran in an environment of its own, with {packages}.")
     if any(run["cache_grew"] for rounds in result["rounds"].values() for run in rounds):
         lines.append("Not every run of ours found all pictures in its cache.")
     return lines
@@ -472,6 +498,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the options of every benchmark of training."""
     parser.add_argument("--work", type=Path, required=True, help="folder for base and results")
     parser.add_argument("--baseline", default="none", help=f"diffusers' {SCRIPT}, or none")
+    parser.add_argument(
+        "--baseline_python",
+        default=sys.executable,
+        metavar="PYTHON",
+        help="interpreter of the baseline's own environment, which has what the script requires",
+    )
     parser.add_argument("--base", help="train this base, tiny for the built-in one")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--baseline_precision", choices=PRECISIONS)
@@ -486,6 +518,8 @@ def check_common(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     if options.every < 1 or options.steps < options.every + 1:
         parser.error("--steps must be above --every: times are taken between two looks")
     options.baseline_precision = options.baseline_precision or options.precision
+    if shutil.which(options.baseline_python) is None:
+        parser.error(f"--baseline_python {options.baseline_python} is not an interpreter")
     if options.baseline != "none" and not Path(options.baseline).is_file():
         try:
             tag = f"v{version('diffusers')}"
@@ -504,7 +538,13 @@ def sides_of(options: argparse.Namespace) -> list[Side]:
     if options.baseline != "none":
         flags = tuple(shlex.split(options.theirs))
         sides.append(
-            Side(BASELINE, options.baseline_precision, flags, Path(options.baseline).resolve())
+            Side(
+                BASELINE,
+                options.baseline_precision,
+                flags,
+                Path(options.baseline).resolve(),
+                options.baseline_python,
+            )
         )
     common = tuple(shlex.split(options.ours))
     for text in options.variant or ["scumble="]:
@@ -561,6 +601,7 @@ def main() -> None:
         options.resolution,
         options.batch_size,
         options.pictures,
+        options.baseline_python,
     )
 
     def save(runs: Runs) -> None:

@@ -6,7 +6,7 @@
 The lines, by "event": "forward", the first pass with gradients through anything trainable, with
 what went in; "step", training steps that are done, with their "number"; "end", the program is over.
 Each has seconds of the monotonic clock, which all processes of a machine share, CPU seconds of all
-threads, and the highest memory so far.
+threads, and the highest memory so far. Nothing is imported before the program itself does so.
 
 `run_stamped` and `measure` are for those who start such a program.
 """
@@ -14,7 +14,7 @@ threads, and the highest memory so far.
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import json
 import os
 import resource
@@ -23,14 +23,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from types import ModuleType
 from typing import Any, TextIO
-
-import torch
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 PEAKS = {
     "rss": "peak_rss_bytes",
@@ -46,7 +45,10 @@ class RunError(Exception):
 
 
 def run_stamped(
-    command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> dict[str, Any]:
     """Run a program behind this file, with no network, and measure it.
 
@@ -55,6 +57,7 @@ def run_stamped(
             go where the word STAMPS stands.
         folder: for the stamps and what the program prints.
         environment: variables to add.
+        python: interpreter that runs it.
 
     Returns:
         See `measure`.
@@ -69,7 +72,7 @@ def run_stamped(
     with printed.open("w") as file:
         started = time.monotonic()
         done = subprocess.run(
-            [sys.executable, str(Path(__file__).resolve()), *words],
+            [python, str(Path(__file__).resolve()), *words],
             stdout=file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -156,8 +159,9 @@ def peak_rss_bytes() -> int:
 
 def stamp(file: TextIO, event: str, **facts: Any) -> None:
     """Write one line: when, and what it has cost until now."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    if cuda:
+    torch = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+    if torch is not None and cuda:
         # A step is done when the device is: the same wait for every program.
         torch.cuda.synchronize()
     line = {
@@ -167,7 +171,7 @@ def stamp(file: TextIO, event: str, **facts: Any) -> None:
         "cpu_s": time.process_time(),
         "peak_rss_bytes": peak_rss_bytes(),
     }
-    if cuda:
+    if torch is not None and cuda:
         free, total = torch.cuda.mem_get_info()
         line["cuda_allocated_bytes"] = torch.cuda.max_memory_allocated()
         line["cuda_reserved_bytes"] = torch.cuda.max_memory_reserved()
@@ -196,11 +200,37 @@ class Steps:
             stamp(self.file, "step", number=self.number)
 
 
-def work_of(module: torch.nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
+class AfterImport(MetaPathFinder):
+    """Calls back once the program has imported a module.
+
+    Args:
+        actions: name of a module -> what to do with it.
+    """
+
+    def __init__(self, actions: Mapping[str, Callable[[ModuleType], None]]) -> None:
+        self.actions = dict(actions)
+
+    def find_spec(self, fullname: str, _path: Any = None, _target: Any = None) -> ModuleSpec | None:
+        """Let the others find it, and add to what its loader does."""
+        action = self.actions.pop(fullname, None)
+        spec = importlib.util.find_spec(fullname) if action else None
+        if action is None or spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_act(module: ModuleType) -> None:
+            execute(module)
+            action(module)
+
+        spec.loader.exec_module = execute_and_act  # type: ignore[method-assign]
+        return spec
+
+
+def work_of(module: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
     """What a pass works on: the same for two programs that do the same work."""
     trained = [p for p in module.parameters() if p.requires_grad]
     frozen = next((p for p in module.parameters() if not p.requires_grad), None)
-    first = next((value for value in inputs if isinstance(value, torch.Tensor)), None)
+    first = next((value for value in inputs if hasattr(value, "requires_grad")), None)
     return {
         "input_shape": None if first is None else list(first.shape),
         "trained_parameters": sum(p.numel() for p in trained),
@@ -209,8 +239,9 @@ def work_of(module: torch.nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
     }
 
 
-def watch_forward(file: TextIO) -> None:
-    """Stamp the first training pass of this process."""
+def watch_forward(modules: ModuleType, file: TextIO) -> None:
+    """Stamp the first training pass of this process; `modules` is torch.nn.modules.module."""
+    import torch
 
     def before_forward(module: torch.nn.Module, inputs: Any) -> None:
         if torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()):
@@ -218,21 +249,34 @@ def watch_forward(file: TextIO) -> None:
             handle.remove()
             stamp(file, "forward", **work_of(module, inputs))
 
-    handle = register_module_forward_pre_hook(before_forward)
+    handle = modules.register_module_forward_pre_hook(before_forward)
 
 
-def watch_generator(name: str, steps: Steps) -> None:
+def watch_generator(module: ModuleType, name: str, steps: Steps) -> None:
     """Count what a generator function yields: an optimizer in a CUDA graph calls no hook."""
-    module_name, _, function_name = name.partition(":")
-    module = importlib.import_module(module_name)
-    generate: Callable[..., Iterator[Any]] = getattr(module, function_name)
+    generate: Callable[..., Iterator[Any]] = getattr(module, name)
 
     def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:
         for item in generate(*args, **kwargs):
             steps.count()
             yield item
 
-    setattr(module, function_name, counted)
+    setattr(module, name, counted)
+
+
+def actions(options: argparse.Namespace, file: TextIO) -> dict[str, Callable[[ModuleType], None]]:
+    """What to do after which import, so that passes and steps are seen."""
+    steps = Steps(file, options.every)
+    found: dict[str, Callable[[ModuleType], None]] = {
+        "torch.nn.modules.module": lambda module: watch_forward(module, file)
+    }
+    if options.yields:
+        name, _, function = options.yields.partition(":")
+        return found | {name: lambda module: watch_generator(module, function, steps)}
+    count = steps.count
+    return found | {
+        "torch.optim.optimizer": lambda module: module.register_optimizer_step_post_hook(count)
+    }
 
 
 def use_stand_ins(folder: str) -> None:
@@ -266,15 +310,10 @@ def main() -> None:
     is_module = options.program[0] == "-m"
     # What Python puts first for a module or a script, in place of this file's own folder.
     sys.path[0] = str(Path.cwd() if is_module else Path(options.program[0]).resolve().parent)
-    if options.stand_ins:
-        use_stand_ins(options.stand_ins)
     with options.stamps.open("w", encoding="utf-8") as file:
-        steps = Steps(file, options.every)
-        watch_forward(file)
-        if options.yields:
-            watch_generator(options.yields, steps)
-        else:
-            register_optimizer_step_post_hook(steps.count)
+        sys.meta_path.insert(0, AfterImport(actions(options, file)))
+        if options.stand_ins:
+            use_stand_ins(options.stand_ins)
         try:
             run(options.program)
         finally:
