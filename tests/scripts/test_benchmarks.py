@@ -92,9 +92,11 @@ def test_what_a_generator_yields_is_counted_in_place_of_the_optimizer(tmp_path: 
 
 
 def test_nothing_is_imported_before_the_program_does(tmp_path: Path) -> None:
-    (tmp_path / "go.py").write_text("import sys\nassert 'torch' not in sys.modules\n" + PROGRAM)
+    (tmp_path / "program.py").write_text(
+        "import sys\nassert 'torch' not in sys.modules\n" + PROGRAM, "utf-8"
+    )
     with pytest.raises(RunError, match="two are needed"):
-        run_stamped(["STAMPS", str(tmp_path / "go.py"), "1"], tmp_path / "run")
+        run_stamped(["STAMPS", str(tmp_path / "program.py"), "1"], tmp_path / "run")
 
 
 def test_the_baseline_may_have_an_environment_of_its_own(tmp_path: Path) -> None:
@@ -102,8 +104,8 @@ def test_the_baseline_may_have_an_environment_of_its_own(tmp_path: Path) -> None
     python.write_text(f'#!/bin/sh\necho "$0" >> {tmp_path}/used\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     assert bench_train.versions_of(str(python)) == bench_train.versions_of(sys.executable)
-    (tmp_path / "go.py").write_text(PROGRAM)
-    run_stamped(["STAMPS", str(tmp_path / "go.py"), "4"], tmp_path / "run", python=str(python))
+    (tmp_path / "program.py").write_text(PROGRAM, "utf-8")
+    run_stamped(["STAMPS", str(tmp_path / "program.py"), "4"], tmp_path / "run", python=str(python))
     assert (tmp_path / "used").read_text().split() == [str(python)] * 2
 
 
