@@ -156,6 +156,11 @@ def test_tests_run_in_parallel_unless_the_user_says_otherwise(run, monkeypatch, 
     assert run.pytest_words(words) == (["-n", "4", *words] if parallel else words)
 
 
+def test_a_worker_more_than_cores_since_some_tests_wait(run, monkeypatch):
+    monkeypatch.setattr(run.os, "cpu_count", lambda: 2)
+    assert run.pytest_words([]) == ["-n", "3"]
+
+
 def test_one_core_runs_one_test_at_a_time(run, monkeypatch):
     monkeypatch.setattr(run.os, "cpu_count", lambda: 1)
     assert run.pytest_words([]) == []
