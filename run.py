@@ -151,11 +151,11 @@ def make_venv() -> None:
 
 def pytest_words(words: list[str]) -> list[str]:
     """Spread the tests over the cores, unless the user decides that or names single tests."""
-    workers = min((os.cpu_count() or 1) + 1, 4)  # some tests wait, for pages, queues and servers
+    cores = os.cpu_count() or 1  # a worker more than these: some tests wait, for pages and servers
     words = [word for word in words if word != "--long"] + ["-m", ""] * ("--long" in words)
     own = ("-n", "--numprocesses", "--dist")
     told = any(w.startswith(own) or "::" in w or (ROOT / w).is_file() for w in words)
-    return words if told or workers == 2 else ["-n", str(workers), *words]
+    return words if told or cores == 1 else ["-n", str(min(cores + 1, 4)), *words]
 
 
 def check() -> int:

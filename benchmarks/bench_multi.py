@@ -31,6 +31,7 @@ from bench_train import (
     portable,
     prepare,
     run_side,
+    versions_of,
     write,
 )
 from stamped import RunError
@@ -71,7 +72,8 @@ def sides_of(options: argparse.Namespace) -> list[Side]:
     sides = [Side(label, options.precision, (*common, *flags)) for label, flags in settings.items()]
     if options.baseline != "none":
         script = Path(options.baseline).resolve()
-        sides.append(Side(BASELINE, options.baseline_precision, (), script))
+        python = options.baseline_python
+        sides.append(Side(BASELINE, options.baseline_precision, (), script, python))
     return sides
 
 
@@ -83,7 +85,7 @@ def cell_name(side: Side, resolution: int, batch: int, options: argparse.Namespa
         digest.update(path.read_bytes())
     machine = describe_machine()
     settings = [options.base, options.steps, options.every, side.precision, side.flags]
-    settings += [machine["gpu"], machine["cpu"], machine["torch_threads"], machine["versions"]]
+    settings += [machine["gpu"], machine["cpu"], machine["torch_threads"], versions_of(side.python)]
     digest.update(json.dumps(settings).encode())
     return f"{resolution}px_b{batch}_{side.label}_{digest.hexdigest()[:12]}.json"
 
@@ -93,7 +95,14 @@ def measure_cell(
 ) -> dict[str, Any]:
     """One row: a short training, or what hindered it."""
     row: dict[str, Any] = {"resolution": resolution, "batch": batch, "side": side.label}
-    contest = prepare(options.work.resolve(), options.base, resolution, batch, options.pictures)
+    contest = prepare(
+        options.work.resolve(),
+        options.base,
+        resolution,
+        batch,
+        options.pictures,
+        options.baseline_python,
+    )
     try:
         run = run_side(contest, side, "cell", options.steps, options.every)
     except RunError as error:

@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -521,10 +520,8 @@ def check_common(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     if shutil.which(options.baseline_python) is None:
         parser.error(f"--baseline_python {options.baseline_python} is not an interpreter")
     if options.baseline != "none" and not Path(options.baseline).is_file():
-        try:
-            tag = f"v{version('diffusers')}"
-        except PackageNotFoundError:
-            tag = "main"
+        number = versions_of(options.baseline_python)["diffusers"]
+        tag = "main" if number == "missing" else f"v{number}"
         parser.error(
             f"--baseline {options.baseline} is not a file; get diffusers' script with\n  curl -LO "
             "https://raw.githubusercontent.com/huggingface/diffusers/"

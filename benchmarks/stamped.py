@@ -6,7 +6,8 @@
 The lines, by "event": "forward", the first pass with gradients through anything trainable, with
 what went in; "step", training steps that are done, with their "number"; "end", the program is over.
 Each has seconds of the monotonic clock, which all processes of a machine share, CPU seconds of all
-threads, and the highest memory so far. Nothing is imported before the program itself does so.
+threads, and the highest memory so far. Nothing is imported before the program itself does so, but
+for what stand-ins need to find first.
 
 `run_stamped` and `measure` are for those who start such a program.
 """
@@ -213,14 +214,17 @@ class AfterImport(MetaPathFinder):
     def find_spec(self, fullname: str, _path: Any = None, _target: Any = None) -> ModuleSpec | None:
         """Let the others find it, and add to what its loader does."""
         action = self.actions.pop(fullname, None)
-        spec = importlib.util.find_spec(fullname) if action else None
-        if action is None or spec is None or spec.loader is None:
+        if action is None:
+            return None
+        spec = importlib.util.find_spec(fullname)
+        self.actions[fullname] = action  # to look for a module is not to import it
+        if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
         def execute_and_act(module: ModuleType) -> None:
             execute(module)
-            action(module)
+            self.actions.pop(fullname)(module)
 
         spec.loader.exec_module = execute_and_act  # type: ignore[method-assign]
         return spec

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import mmap
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from scumble.families import weight_file
 from scumble.families.streamed import WEIGHTS_NAME, load_streamed
+from scumble.families.weight_file import WeightFile
+from scumble.lean.install import put_on
+from scumble.lean.levels import LEVELS
 
 
 @pytest.fixture
@@ -61,7 +65,57 @@ def test_convolutions_are_laid_out_as_asked(
         assert tensor.is_contiguous() or is_map
 
 
-def test_a_weight_that_is_replaced_is_let_go(unet_folder: Path) -> None:
+def test_a_layout_is_the_one_that_lean_layers_would_give(unet_folder: Path) -> None:
+    files = sorted(path for path in unet_folder.iterdir() if path.is_file())
+    settings = files, None, torch.float32, torch.channels_last
+    turned: Any = load_streamed(lambda: UNet2DConditionModel, *settings)
+    plain = streamed(unet_folder).requires_grad_(False)
+    put_on(plain, LEVELS["balanced"])
+    for conv, other in zip(turned.modules(), plain.modules(), strict=True):
+        if isinstance(conv, torch.nn.Conv2d):
+            assert conv.weight.stride() == other.weight.stride()
+
+
+def test_advice_that_a_system_does_not_take_changes_nothing(
+    unet_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 9999)
+    monkeypatch.setattr(weight_file, "HUGE_BYTES", 1)
+    assert same_as_the_library(unet_folder, torch.float32)
+
+
+def test_without_huge_pages(unet_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    monkeypatch.setattr(weight_file, "HUGE_BYTES", 1)
+    assert same_as_the_library(unet_folder, torch.float32)
+
+
+def test_a_caller_may_only_infer(unet_folder: Path) -> None:
+    with torch.inference_mode():
+        assert streamed(unet_folder) is not None
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_no_weights(unet_folder: Path) -> None:
+    path = unet_folder / f"{WEIGHTS_NAME}.safetensors"
+    opened = WeightFile(path, torch.float32, torch.contiguous_format)
+    cut_short(path)
+    with pytest.raises(ValueError, match="cut short"):
+        opened.read()
+
+
+def test_numbers_that_begin_anywhere_are_left_to_the_library(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "odd").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert len(header) % 4
+    with pytest.raises(ValueError, match="whole numbers"):
+        WeightFile(tmp_path / "odd", torch.float32, torch.contiguous_format)
+
+
+@pytest.mark.parametrize("huge", [1, 1 << 21])
+def test_a_weight_that_is_replaced_is_let_go(
+    unet_folder: Path, huge: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_file, "HUGE_BYTES", huge)
     kept = []
 
     def find_class() -> Any:

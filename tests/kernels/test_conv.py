@@ -111,7 +111,7 @@ def test_the_matrix_of_a_turned_weight_is_no_copy():
         assert there.names.count("clone") == copies
 
 
-@pytest.mark.parametrize("case", ["3x3 as a product", "just too large for one"])
+@pytest.mark.parametrize("case", ["3x3 as a product", "just too large for one", "1x1"])
 def test_the_output_may_be_written_to(case):
     y = convolution(numbers(*CASES[case][0]), conv_of(case))
     y[:, :1] *= 2
@@ -131,6 +131,23 @@ def test_short_dtypes(case, dtype):
     plain(exact, conv).square().sum().backward()
     error = (x.grad.double() - exact.grad).norm() / exact.grad.norm()
     assert error < (1e-6 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_in_bf16_are_about_as_exact_as_pytorchs(stride):
+    conv = FrozenConv2d(
+        numbers(64, 48, 3, 3, seed=1, grad=False).bfloat16(), None, (stride, stride), (1, 1)
+    )
+    exact = FrozenConv2d(conv.weight.double(), *conv[1:])
+    x = numbers(2, 48, 8, 8).detach().bfloat16().requires_grad_(True)
+    grad = numbers(*plain(x, conv).shape, seed=3, grad=False).bfloat16()
+    wide = x.detach().double().requires_grad_(True)
+    (wanted,) = torch.autograd.grad(plain(wide, exact), wide, grad.double())
+    errors = [
+        (torch.autograd.grad(y, x, grad)[0].double() - wanted).norm() / wanted.norm()
+        for y in (convolution(x, conv), plain(x, conv))
+    ]
+    assert errors[0] < 1.8 * errors[1]
 
 
 def test_a_second_derivative_is_refused():

@@ -8,7 +8,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from scumble.kernels import processor_attention
 from scumble.kernels.attention import sdpa
-from scumble.kernels.processor_attention import MOST_WORK_IN_FP32, ProcessorAttention
+from scumble.kernels.processor_attention import (
+    MOST_WORK_IN_FP32,
+    ProcessorAttention,
+    aten,
+    processor_backward,
+)
 
 SHAPES = {"to itself": (24, 24, 40), "to a caption": (24, 7, 80), "to one word": (5, 1, 16)}
 """Case -> queries, keys, width of a head."""
@@ -78,3 +83,26 @@ def test_what_pytorch_keeps_and_no_more():
         return sum(found)
 
     assert kept(sdpa) == kept(scaled_dot_product_attention)
+
+
+def test_what_is_counted_on_meta_does_not_depend_on_the_processor(amx):
+    inputs = [part.bfloat16().to("meta").requires_grad_(True) for part in parts(24, 7, 40)]
+    out, *kept = aten._scaled_dot_product_flash_attention_for_cpu(*inputs)
+    with Operations() as back:
+        processor_backward(out.detach(), *(t.detach() for t in (*inputs, out, *kept)))
+    assert "_to_copy" not in back.names
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 16), (0, 3, 16)])
+def test_attention_to_or_of_nothing_is_pytorchs(shape):
+    inputs = [part.bfloat16() for part in parts(*shape)]
+    assert torch.equal(sdpa(*inputs), scaled_dot_product_attention(*inputs))
+
+
+def test_other_layouts_are_pytorchs():
+    flat = [numbers(5, 16, seed=seed, grad=False).bfloat16() for seed in range(3)]
+    assert torch.equal(sdpa(*flat), scaled_dot_product_attention(*flat))
+    turned = [
+        part.bfloat16().transpose(2, 3).contiguous().transpose(2, 3) for part in parts(7, 5, 8)
+    ]
+    assert torch.equal(sdpa(*turned), scaled_dot_product_attention(*turned))

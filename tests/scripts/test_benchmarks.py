@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -21,7 +22,7 @@ import bench_multi
 import bench_train
 import count
 from bench_train import Contest, Side
-from stamped import RunError, measure, run_stamped
+from stamped import AfterImport, RunError, measure, run_stamped
 
 pytestmark = pytest.mark.long
 
@@ -97,6 +98,20 @@ def test_nothing_is_imported_before_the_program_does(tmp_path: Path) -> None:
     )
     with pytest.raises(RunError, match="two are needed"):
         run_stamped(["STAMPS", str(tmp_path / "program.py"), "1"], tmp_path / "run")
+
+
+def test_to_look_for_a_module_is_not_to_import_it() -> None:
+    found: list[str] = []
+    finder = AfterImport({"colorsys": lambda module: found.append(module.__name__)})
+    sys.meta_path.insert(0, finder)
+    sys.modules.pop("colorsys", None)
+    try:
+        assert importlib.util.find_spec("colorsys")
+        assert found == []
+        importlib.import_module("colorsys")
+        assert found == ["colorsys"]
+    finally:
+        sys.meta_path.remove(finder)
 
 
 def test_the_baseline_may_have_an_environment_of_its_own(tmp_path: Path) -> None:

@@ -46,6 +46,20 @@ def test_leaner_levels_are_foretold_to_keep_less(make_config: Any, options: Any)
     assert level_of(workshop) == "off"
 
 
+@pytest.mark.parametrize(
+    ("options", "turned"),
+    [({}, True), ({"memory": "off"}, False), ({"method": "full", "learning_rate": 1e-4}, False)],
+)
+def test_convolutions_are_read_as_they_will_be_used(
+    make_config: Any, options: Any, turned: bool
+) -> None:
+    config = make_config(**options)
+    unet = open_workshop(config, prepare_runtime(config)).components["unet"]
+    layout = torch.channels_last if turned else torch.contiguous_format
+    weights = [m.weight for m in unet.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert all(weight.is_contiguous(memory_format=layout) for weight in weights)
+
+
 def test_a_base_that_predicts_noise_is_foretold_too(
     make_config: Any, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scumble.kernels.processor_attention import ProcessorAttention, processor_backward
+from scumble.kernels.processor_attention import ProcessorAttention, fits, processor_backward
 from scumble.kernels.projection import (
     Frozen,
     Norm,
@@ -35,8 +35,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def sdpa(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
-    """PyTorch's own choice of implementation; on a processor, `ProcessorAttention`."""
-    if q_BHTD.device.type == "cpu" and q_BHTD.dtype == torch.bfloat16:
+    """PyTorch's own choice of implementation; of bf16 on a processor, `ProcessorAttention`."""
+    if fits(q_BHTD, k_BHTD, v_BHTD):
         result: Tensor = ProcessorAttention.apply(q_BHTD, k_BHTD, v_BHTD)
         return result
     return functional.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD)

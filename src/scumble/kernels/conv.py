@@ -47,9 +47,8 @@ def convolve(x_BCHW: Tensor, conv: FrozenConv2d) -> Tensor:
     height, width = (-(-edge // step) for edge, step in zip(edges, conv.stride, strict=True))
     if _as_product(x_BCHW, batch * height * width, conv):
         rows = multiply(_columns(x_BCHW, conv), _matrix(weight), conv.bias)
-        result = rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
         # No view: FreeU writes into what an upsampler's convolution returns.
-        return result if weight.shape[-1] == 1 else result.clone()
+        return rows.view(batch, height, width, -1).permute(0, 3, 1, 2).clone()
     return functional.conv2d(x_BCHW, weight, conv.bias, conv.stride, conv.padding, conv.dilation)
 
 
@@ -124,15 +123,19 @@ def _columns(x_BCHW: Tensor, conv: FrozenConv2d) -> Tensor:
 
 
 def _fold(columns: Tensor, out: torch.Size, shape: torch.Size, conv: FrozenConv2d) -> Tensor:
-    """Add the parts back where they came from: the transpose of `_columns`."""
+    """Add the parts back where they came from: the transpose of `_columns`.
+
+    The sums are of nine numbers each, and rounded once.
+    """
     batch, channels, height, width = shape
     if conv.weight.shape[-1] == 1:
         return columns.view(batch, height, width, channels).permute(0, 3, 1, 2)
     parts = columns.view(batch, *out[2:], 9, channels)
-    total = columns.new_zeros(batch, height + 2, width + 2, channels)
+    exact = torch.promote_types(columns.dtype, torch.float32)
+    total = columns.new_zeros(batch, height + 2, width + 2, channels, dtype=exact)
     for number, window in enumerate(_windows(shape, conv.stride)):
         total[window] += parts[:, :, :, number]
-    return total[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
+    return total[:, 1:-1, 1:-1].to(columns.dtype).permute(0, 3, 1, 2)
 
 
 def _windows(shape: torch.Size, stride: tuple[int, int]) -> list[tuple[slice, ...]]:
