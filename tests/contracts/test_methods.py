@@ -162,8 +162,18 @@ def test_only_what_is_declared_moves(method: str, configure: Any) -> None:
         assert len(moved) == len(own)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("step", [1, 3, 4])
+STOPS = [
+    # Where a method has one phase, one stop stands for all unless there is time.
+    pytest.param(
+        *(method, step),
+        marks=pytest.mark.long if step != 3 and method != "pivotal_tuning" else (),
+    )
+    for method in METHODS
+    for step in (1, 3, 4)
+]
+
+
+@pytest.mark.parametrize(("method", "step"), STOPS)
 def test_a_stop_in_any_phase_changes_nothing(
     method: str, step: int, configure: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:

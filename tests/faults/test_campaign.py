@@ -24,7 +24,7 @@ def server() -> Iterator[ForkServer]:
         yield started
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_killed_again_and_again_loses_nothing(server, tmp_path):
     figures = Campaign(tmp_path, ["textual_inversion"], DISTURBANCES["kill"], 3, 3).run([server])
     assert figures.broken == []

@@ -8,6 +8,7 @@ be written anew and read what it says around the tables:
     python tests/parity/format_matrix.py"""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.source.strip('`')}-{row.holds}")
 def test_the_page_says_what_the_programs_do(row):
     found = line(row)

@@ -122,8 +122,17 @@ def rows_at_the_pivot_and_at_the_end(
     return caught[1], last
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize(
+    ("precision", "ema"),
+    [
+        ("no", None),
+        ("bf16", 0.9),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (("no", 0.9), ("bf16", None), ("fp16", None), ("fp16", 0.9))
+        ),
+    ],
+)
 def test_behind_the_pivot_rows_stay_bit_for_bit(
     make_config: Any, monkeypatch: Any, precision: str, ema: float | None
 ) -> None:
