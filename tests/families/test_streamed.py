@@ -95,6 +95,17 @@ def test_a_caller_may_only_infer(unet_folder: Path) -> None:
         assert streamed(unet_folder) is not None
 
 
+def test_a_file_that_has_been_read_holds_no_memory(unet_folder: Path) -> None:
+    path = unet_folder / f"{WEIGHTS_NAME}.safetensors"
+    opened = WeightFile(path, torch.bfloat16, torch.contiguous_format)
+    tensors = dict(opened.tensors)
+    opened.tensors.clear()
+    opened.read()
+    held = {id(found) for found in gc.get_referents(*vars(opened).values())}
+    assert not any(type(found) is torch.Tensor for found in vars(opened).values())
+    assert not held & {id(tensor) for tensor in tensors.values()}
+
+
 def test_a_file_that_is_cut_while_it_is_read_is_no_weights(unet_folder: Path) -> None:
     path = unet_folder / f"{WEIGHTS_NAME}.safetensors"
     opened = WeightFile(path, torch.float32, torch.contiguous_format)

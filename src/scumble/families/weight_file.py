@@ -61,7 +61,7 @@ class WeightFile:
         # An inference tensor could not be filled by another thread.
         with torch.inference_mode(False):
             longest = max((end - begin for begin, end, _ in windows), default=0)
-            self._buffer = torch.empty(longest, dtype=torch.uint8)
+            self._buffer = _room([longest], torch.uint8, torch.contiguous_format)
             for begin, end, names in windows:
                 rooms, sources = [], []
                 for name in names:
@@ -75,7 +75,7 @@ class WeightFile:
                 self._windows.append((begin, end, rooms, sources))
 
     def read(self) -> None:
-        """Fill all tensors, in the order of the file.
+        """Fill all tensors, in the order of the file, and let go of what that took.
 
         Raises:
             ValueError: it has become shorter since it was opened.
@@ -88,7 +88,9 @@ class WeightFile:
                 _read_into(buffer[: end - begin], file.readinto)
                 if rooms:
                     torch._foreach_copy_(rooms, sources)
+        # Whoever holds this file still, such as a frame that an error keeps, holds no memory.
         self._windows.clear()
+        del self._buffer
 
 
 def _windows(header: dict[str, Any], first: int, size: int) -> list[tuple[int, int, list[str]]]:
