@@ -110,7 +110,16 @@ def test_a_file_that_is_cut_while_it_is_read_is_no_weights(unet_folder: Path) ->
     path = unet_folder / f"{WEIGHTS_NAME}.safetensors"
     opened = WeightFile(path, torch.float32, torch.contiguous_format)
     cut_short(path)
-    with pytest.raises(ValueError, match="cut short"):
+    with pytest.raises(ValueError, match="changed"):
+        opened.read()
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_no_weights(unet_folder: Path) -> None:
+    path = unet_folder / f"{WEIGHTS_NAME}.safetensors"
+    opened = WeightFile(path, torch.float32, torch.contiguous_format)
+    shutil.copy2(path, unet_folder / "other")
+    (unet_folder / "other").rename(path)
+    with pytest.raises(ValueError, match="replaced"):
         opened.read()
 
 

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,7 +49,8 @@ class WeightFile:
     def __init__(self, path: Path, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
         self.path = path
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            self._identity = _identity(file.fileno())
+            size = self._identity.bytes
             (length,) = struct.unpack("<Q", file.read(8))
             if length > size - 8:
                 raise ValueError("the header is cut short")
@@ -78,11 +79,13 @@ class WeightFile:
         """Fill all tensors, in the order of the file, and let go of what that took.
 
         Raises:
-            ValueError: it has become shorter since it was opened.
+            ValueError: it is no longer the file that was opened.
             OSError: it cannot be read.
         """
         buffer: memoryview = self._buffer.numpy().data
         with self.path.open("rb", buffering=0) as file:
+            if _identity(file.fileno()) != self._identity:
+                raise ValueError("the file was changed or replaced while it was read")
             for begin, end, rooms, sources in self._windows:
                 file.seek(begin)
                 _read_into(buffer[: end - begin], file.readinto)
@@ -91,6 +94,18 @@ class WeightFile:
         # Whoever holds this file still, such as a frame that an error keeps, holds no memory.
         self._windows.clear()
         del self._buffer
+
+
+class _Identity(NamedTuple):
+    device: int
+    inode: int
+    bytes: int
+    changed_ns: int
+
+
+def _identity(descriptor: int) -> _Identity:
+    found = os.fstat(descriptor)
+    return _Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _windows(header: dict[str, Any], first: int, size: int) -> list[tuple[int, int, list[str]]]:
