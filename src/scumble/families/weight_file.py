@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class WeightFile:
         self.path = path
         with path.open("rb") as file:
             self._identity = _identity(file.fileno())
-            size = self._identity.bytes
+            size = os.fstat(file.fileno()).st_size
             (length,) = struct.unpack("<Q", file.read(8))
             if length > size - 8:
                 raise ValueError("the header is cut short")
@@ -96,16 +96,10 @@ class WeightFile:
         del self._buffer
 
 
-class _Identity(NamedTuple):
-    device: int
-    inode: int
-    bytes: int
-    changed_ns: int
-
-
-def _identity(descriptor: int) -> _Identity:
+def _identity(descriptor: int) -> tuple[int, ...]:
+    """What another file, or the same one with other content, would not share."""
     found = os.fstat(descriptor)
-    return _Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _windows(header: dict[str, Any], first: int, size: int) -> list[tuple[int, int, list[str]]]:
